@@ -1,0 +1,1 @@
+"""OFA-Diffusion Compression (arXiv 2604.12668): a harness that reproduces the method and measures it beside independent pruning."""

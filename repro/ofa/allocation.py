@@ -1,0 +1,153 @@
+"""Allocation: how many channels every pipe keeps at every size (paper, Formula 5 and Algorithm 1), and which.
+
+A plan is computed once from the base. The channels of a pipe are ranked once, and a size keeps the first of that ranking, so every
+smaller subnet is nested in every larger one.
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from repro.errors import ReproError
+from repro.ofa.importance import Importance
+from repro.ofa.pipes import Pipe
+
+Units = dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """For every size, the kept channels of every pipe.
+
+    Attributes:
+        kept: size -> pipe name -> ascending indices of the kept channels.
+        params: size -> parameters of the subnet.
+        params_base: Parameters of the base.
+        params_internal: Parameters of the base that its pipes hold, so that params(P) = params_base - (1 - P) * params_internal.
+    """
+
+    kept: dict[float, dict[str, tuple[int, ...]]]
+    params: dict[float, int]
+    params_base: int
+    params_internal: int
+
+    def realised(self, size: float) -> float:
+        """Returns the fraction of the prunable internal width that a size keeps, counted in parameters."""
+        return 1 - (self.params_base - self.params[size]) / self.params_internal
+
+
+def make_plan(
+    pipes: tuple[Pipe, ...], importance: Importance, sizes: tuple[float, ...], *, params_base: int, rule: str, floor: float
+) -> Plan:
+    """Computes the plan of a base.
+
+    Args:
+        pipes: The internal widths of the base.
+        importance: For every pipe its channels' importances, shape [width].
+        sizes: The sizes P, each in (0, 1].
+        params_base: Parameters of the base.
+        rule: "gradual", "formula5" or "uniform".
+        floor: The least fraction of a pipe that any size keeps (0.25 in the paper).
+
+    Raises:
+        ReproError: A size is below what the floors of all pipes together allow.
+    """
+    internal = sum(pipe.units * pipe.params_per_unit for pipe in pipes)
+    chosen = {size: _allocate(pipes, importance, size, rule=rule, floor=floor) for size in sorted(sizes, reverse=True)}
+    order = {pipe.name: ranking(pipe, importance[pipe.name]) for pipe in pipes}
+    kept = {size: {pipe.name: _kept(order[pipe.name], units[pipe.name]) for pipe in pipes} for size, units in chosen.items()}
+    params = {
+        size: params_base - internal + sum(units[pipe.name] * pipe.params_per_unit for pipe in pipes) for size, units in chosen.items()
+    }
+    return Plan(kept=kept, params=params, params_base=params_base, params_internal=internal)
+
+
+def ranking(pipe: Pipe, importance: Tensor) -> Tensor:
+    """Ranks the channels of a pipe inside each of its groups, most important first.
+
+    Returns:
+        Channel indices, shape [groups, units]; ties go to the lower index.
+    """
+    scores = importance.view(pipe.groups, pipe.units)
+    offsets = torch.arange(pipe.groups, device=scores.device)[:, None] * pipe.units
+    return scores.argsort(dim=1, descending=True, stable=True) + offsets
+
+
+def _kept(order: Tensor, units: int) -> tuple[int, ...]:
+    return tuple(sorted(order[:, :units].flatten().tolist()))
+
+
+def floor_units(pipe: Pipe, floor: float) -> int:
+    """Returns the least number of units that a pipe keeps: `floor` of it, rounded up, and never none."""
+    return max(1, math.ceil(floor * pipe.units - 1e-9))
+
+
+def _allocate(pipes: tuple[Pipe, ...], importance: Importance, size: float, *, rule: str, floor: float) -> Units:
+    if rule == "gradual":
+        return gradual(pipes, importance, size, floor=floor)
+    if rule == "formula5":
+        return formula5(pipes, importance, size, floor=floor)
+    if rule == "uniform":
+        return uniform(pipes, size)
+    raise ReproError(f"allocation.rule: unknown rule '{rule}'; use gradual, formula5 or uniform")
+
+
+def gradual(pipes: tuple[Pipe, ...], importance: Importance, size: float, *, floor: float) -> Units:
+    """Hands out one unit at a time until the size is met (paper, Algorithm 1, read as an exact budget).
+
+    Every pipe starts at its floor. The next unit goes to the pipe whose next unit is worth most: its channels' importance for each
+    parameter that they cost. The order does not depend on the size, so plans are nested, and the parameters of the result lie within
+    half a unit of params(P).
+
+    Raises:
+        ReproError: The size lies below the floors by more than half a unit.
+    """
+    units = {pipe.name: floor_units(pipe, floor) for pipe in pipes}
+    cost = {pipe.name: pipe.params_per_unit for pipe in pipes}
+    internal = sum(pipe.units * cost[pipe.name] for pipe in pipes)
+    spent = sum(units[name] * cost[name] for name in units)
+    target = size * internal
+    if target < spent - min(cost.values()) / 2:
+        raise ReproError(f"size {size:g}: the plan cannot reach it; the smallest size under allocation.floor = {floor:g} is {spent / internal:.4g}")
+    worth = {pipe.name: unit_importance(pipe, importance[pipe.name]) / cost[pipe.name] for pipe in pipes}
+    while spent < target:
+        open_pipes = [pipe for pipe in pipes if units[pipe.name] < pipe.units]
+        best = max(open_pipes, key=lambda pipe: float(worth[pipe.name][units[pipe.name]])).name
+        if spent + cost[best] - target > target - spent:
+            break
+        units[best] += 1
+        spent += cost[best]
+    return units
+
+
+def unit_importance(pipe: Pipe, importance: Tensor) -> Tensor:
+    """Returns the summed importance of a pipe's first, second, ... unit in its ranking, shape [units]."""
+    return importance.flatten()[ranking(pipe, importance)].sum(dim=0)
+
+
+def formula5(pipes: tuple[Pipe, ...], importance: Importance, size: float, *, floor: float) -> Units:
+    """Shares the channels of a block of equal resolution by layer importance, literally (paper, Formula 5).
+
+        C_l = max( min( I_l / sum_B I * K * P * |l| , |l| ) , floor * |l| )     rounded down to the unit
+
+    What clipping takes away is not handed out again, so the realised size drifts from P.
+    """
+    blocks = defaultdict(list)
+    for pipe in pipes:
+        blocks[pipe.block].append(pipe)
+    units = {}
+    for members in blocks.values():
+        scores = {pipe.name: float(importance[pipe.name].sum()) for pipe in members}
+        total = sum(scores.values())
+        for pipe in members:
+            share = scores[pipe.name] / total * len(members) * size * pipe.units
+            units[pipe.name] = max(1, math.floor(max(min(share, pipe.units), floor * pipe.units) + 1e-9))
+    return units
+
+
+def uniform(pipes: tuple[Pipe, ...], size: float) -> Units:
+    """Keeps the same fraction of every pipe, C_l = P * |l|, rounded to the nearest unit: the control."""
+    return {pipe.name: max(1, math.floor(size * pipe.units + 0.5)) for pipe in pipes}

@@ -1,0 +1,102 @@
+"""Importance: first-order Taylor saliency of every channel (paper, Formula 4).
+
+    I_i = (1/N) * sum_n | sum_j w_ij * dL_n/dw_ij |
+
+The paper's formula asks for one backward pass per image. For a layer y = W x + b the inner sum is also
+
+    sum_j w_ij * dL_n/dw_ij = sum_positions (y_i - b_i) * dL_n/dy_i      for an output channel i,
+    sum_i w_ij * dL_n/dw_ij = sum_positions x_j * dL_n/dx_j              for an input channel j,
+
+so one batched backward of the *sum* of the per-image losses gives every per-image value exactly.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from repro.ofa.pipes import Pipe
+
+Importance = dict[str, Tensor]
+Batch = TypeVar("Batch")
+
+
+def pipe_importance(
+    model: nn.Module, pipes: tuple[Pipe, ...], batches: Iterable[Batch], losses: Callable[[nn.Module, Batch], Tensor]
+) -> Importance:
+    """Scores every channel of every pipe at both its ends and adds the two (paper, Formula 4).
+
+    Args:
+        model: The base; put into evaluation mode for the time of the call.
+        pipes: What to score.
+        batches: Batches of images with whatever `losses` needs.
+        losses: Returns the training loss of each image of a batch, shape [B].
+
+    Returns:
+        For every pipe its channels' importances, shape [width]. In an attention pipe a channel is an offset inside a head: its score
+        is summed over the heads and stands at that offset of every head.
+    """
+    was_training = model.training
+    model.eval()
+    totals: Importance = {}
+    images = 0
+    for batch in batches:
+        count, scores = _batch_scores(model, pipes, batch, losses)
+        images += count
+        totals = {name: totals[name] + score if totals else score for name, score in scores.items()}
+    model.train(was_training)
+    return {name: total / images for name, total in totals.items()}
+
+
+def _batch_scores(
+    model: nn.Module, pipes: tuple[Pipe, ...], batch: Batch, losses: Callable[[nn.Module, Batch], Tensor]
+) -> tuple[int, Importance]:
+    """Returns the number of images of a batch and the sum over them of every channel's score."""
+    tapped: dict[str, Tensor] = {}
+    hooks = []
+    for pipe in pipes:
+        for name in pipe.producers:
+            hooks.append(model.get_submodule(name).register_forward_hook(_tap(tapped, name, of_output=True)))
+        for name in pipe.consumers:
+            hooks.append(model.get_submodule(name).register_forward_hook(_tap(tapped, name, of_output=False)))
+    try:
+        loss = losses(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    names = list(tapped)
+    gradients = dict(zip(names, torch.autograd.grad(loss.sum(), [tapped[name] for name in names]), strict=True))
+    with torch.no_grad():
+        return len(loss), {pipe.name: _pipe_score(model, pipe, tapped, gradients) for pipe in pipes}
+
+
+def _tap(tapped: dict[str, Tensor], name: str, *, of_output: bool) -> Callable[..., None]:
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        tapped[name] = output if of_output else inputs[0]
+
+    return hook
+
+
+def _pipe_score(model: nn.Module, pipe: Pipe, tapped: dict[str, Tensor], gradients: dict[str, Tensor]) -> Tensor:
+    """Adds the scores of both ends of a pipe, summed over the images of the batch, shape [width]."""
+    score = torch.zeros(pipe.width, device=next(iter(tapped.values())).device)
+    for name in pipe.producers:
+        layer = model.get_submodule(name)
+        score += _saliency(layer, tapped[name], gradients[name], layer.bias)
+    for name in pipe.consumers:
+        score += _saliency(model.get_submodule(name), tapped[name], gradients[name], None)
+    if pipe.kind == "attention":
+        score = score.view(pipe.groups, pipe.units).sum(dim=0).repeat(pipe.groups)
+    return score
+
+
+def _saliency(layer: nn.Module, activation: Tensor, gradient: Tensor, bias: object) -> Tensor:
+    """Returns sum_n | sum_positions (a - bias) * dL_n/da | for every channel of an activation, shape [channels]."""
+    channels_first = isinstance(layer, nn.Conv2d)
+    activation, gradient = activation.float(), gradient.float()
+    if isinstance(bias, Tensor):
+        activation = activation - (bias.view(-1, 1, 1) if channels_first else bias)
+    product = activation * gradient
+    positions = tuple(range(2, product.ndim)) if channels_first else tuple(range(1, product.ndim - 1))
+    return product.sum(dim=positions).abs().sum(dim=0)
