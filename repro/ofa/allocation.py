@@ -4,6 +4,8 @@ A plan is computed once from the base. The channels of a pipe are ranked once, a
 smaller subnet is nested in every larger one.
 """
 
+import dataclasses
+import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -37,6 +39,18 @@ class Plan:
     def realised(self, size: float) -> float:
         """Returns the fraction of the prunable internal width that a size keeps, counted in parameters."""
         return 1 - (self.params_base - self.params[size]) / self.params_internal
+
+    def to_json(self) -> str:
+        """Returns the plan as text."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Reads the text of `to_json`."""
+        values = json.loads(text)
+        kept = {float(size): {name: tuple(channels) for name, channels in pipes.items()} for size, pipes in values["kept"].items()}
+        params = {float(size): count for size, count in values["params"].items()}
+        return cls(kept=kept, params=params, params_base=values["params_base"], params_internal=values["params_internal"])
 
 
 def make_plan(

@@ -10,7 +10,6 @@ of heads never change.
 
 from dataclasses import dataclass
 
-import repro.torchvision_ops  # noqa: F401  (before diffusers)
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn

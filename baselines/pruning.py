@@ -1,0 +1,103 @@
+"""Pruning a network to a parameter size, on torch-pruning's dependency graph.
+
+The whole network is pruned, the residual stream too; `conv_out` is left alone (Diff-Pruning, Fang et al., 2023).
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch_pruning
+from diffusers import UNet2DModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+from torch_pruning.dependency import Group
+
+from repro.errors import ReproError
+from repro.harness.denoiser import count_params
+
+Score = Callable[[Group], Tensor | None]
+SEARCH_STEPS = 14
+
+
+def prune_to_params(model: UNet2DModel, target: int, score: Score, example: tuple[Tensor, Tensor]) -> UNet2DModel:
+    """Prunes a copy of a network to the parameter size nearest to a target.
+
+    A `pruning_ratio` is no size: what it realises depends on rounding to the normalisation groups. So the ratio is searched by bisection,
+    with the groups of coupled layers staggered by up to one of their units, so that they do not all give way at once.
+
+    Args:
+        model: Left as it is; gradients that `score` reads must be on its parameters.
+        target: Parameters wanted.
+        score: Scores the channels of a group of coupled layers; the lowest are pruned.
+        example: Images [1, C, H, W] and timesteps [1], to trace the network with.
+
+    Raises:
+        ReproError: The target is above the network's own size.
+    """
+    if target > count_params(model.parameters()):
+        raise ReproError(f"cannot prune to {target} parameters: the base has {count_params(model.parameters())}; ask for a smaller size")
+    roots = _roots(model, score, example)
+    best, low, high = copy.deepcopy(model), 0.0, 1.0
+    _refresh(best)
+    for _ in range(SEARCH_STEPS):
+        ratio = (low + high) / 2
+        pruned = _prune(model, roots, ratio, score, example)
+        params = count_params(pruned.parameters())
+        if abs(params - target) < abs(count_params(best.parameters()) - target):
+            best = pruned
+        low, high = (ratio, high) if params > target else (low, ratio)
+    return best
+
+
+def _roots(model: UNet2DModel, score: Score, example: tuple[Tensor, Tensor]) -> list[tuple[str, int]]:
+    """Returns the root layer of every group of coupled layers and how many units it can give away one by one."""
+    pruner = _pruner(model, score, example, {})
+    names = {module: name for name, module in model.named_modules()}
+    groups = pruner.DG.get_all_groups(ignored_layers=[model.conv_out], root_module_types=pruner.root_module_types)
+    return [(names[group[0].dep.target.module], len(group[0].idxs) // pruner._get_channel_groups(group)) for group in groups]
+
+
+def _prune(
+    model: UNet2DModel, roots: list[tuple[str, int]], ratio: float, score: Score, example: tuple[Tensor, Tensor]
+) -> UNet2DModel:
+    """Prunes a copy of a network with one ratio, staggered over its groups."""
+    pruned = _copy_with_gradients(model)
+    ratios: dict[nn.Module, float] = {}
+    for index, (name, units) in enumerate(roots):
+        offset = (index / max(1, len(roots) - 1) - 0.5) / units
+        # int(units * (1 - ratio)) units stay: never less than one.
+        ratios[pruned.get_submodule(name)] = min(max(ratio + offset, 0.0), 1 - 1 / units)
+    _pruner(pruned, score, example, ratios).step()
+    _refresh(pruned)
+    return pruned
+
+
+def _pruner(model: UNet2DModel, score: Score, example: tuple[Tensor, Tensor], ratios: dict[nn.Module, float]) -> torch_pruning.BasePruner:
+    heads = {layer: unit.heads for unit in model.modules() if isinstance(unit, Attention) for layer in (unit.to_q, unit.to_k, unit.to_v)}
+    return torch_pruning.BasePruner(
+        model,
+        example,
+        importance=score,
+        pruning_ratio=0.0,
+        pruning_ratio_dict=ratios,
+        ignored_layers=[model.conv_out],
+        num_heads=heads,
+        prune_head_dims=True,
+    )
+
+
+def _copy_with_gradients(model: UNet2DModel) -> UNet2DModel:
+    twin = copy.deepcopy(model)
+    for mine, theirs in zip(twin.parameters(), model.parameters(), strict=True):
+        mine.grad = None if theirs.grad is None else theirs.grad.clone()
+    return twin
+
+
+def _refresh(model: UNet2DModel) -> None:
+    """Brings what diffusers remembers of the widths up to date, and drops the gradients that the criterion needed."""
+    for module in model.modules():
+        if hasattr(module, "conv") and hasattr(module, "channels"):
+            module.channels = module.conv.in_channels
+    for parameter in model.parameters():
+        parameter.grad = None

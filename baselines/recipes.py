@@ -1,0 +1,91 @@
+"""The recipes: how each baseline comes by its starting network; all then train through the harness's one loop."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from torch import Tensor
+
+from baselines import criteria
+from baselines.pruning import prune_to_params
+from repro.config import Pruning
+from repro.harness.data import Images, to_unit_range
+from repro.harness.denoiser import count_params
+from repro.harness.diffusion import NoisyBatch, image_losses, predictor
+from repro.harness.randomness import derive_seed, generator
+
+RECIPES = {
+    "diff_pruning": "prune by | weight * gradient | summed over the informative timesteps (Fang et al., 2023), then train",
+    "magnitude": "prune by the absolute values of the weights, then train",
+    "random": "prune at random, then train: the strong control",
+    "scratch": "the pruned architecture with random weights, trained: what inheriting weights is worth",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a recipe works on.
+
+    Attributes:
+        base: The network to prune; left as it is.
+        params: The parameter size to meet.
+        images: Where the pruning criterion's images come from.
+        schedule: The noise schedule.
+        settings: How many images, and the threshold.
+        seed: The cell's seed.
+    """
+
+    base: UNet2DModel
+    params: int
+    images: Images
+    schedule: DDPMScheduler
+    settings: Pruning
+    seed: int
+
+
+def starting_network(recipe: str, task: Task) -> UNet2DModel:
+    """Returns the network that a recipe starts its training from.
+
+    Raises:
+        ReproError: The size cannot be met.
+    """
+    if task.params >= count_params(task.base.parameters()):
+        return copy.deepcopy(task.base)  # nothing to prune, so nothing to score
+    device = next(task.base.parameters()).device
+    example = (torch.zeros(1, *task.images.pixels.shape[1:], device=device), torch.zeros(1, device=device))
+    task.base.eval().zero_grad()
+    if recipe == "random":
+        return prune_to_params(task.base, task.params, criteria.random(task.seed), example)
+    if recipe == "diff_pruning":
+        _diff_pruning_gradients(task, device)
+        return prune_to_params(task.base, task.params, criteria.taylor(), example)
+    pruned = prune_to_params(task.base, task.params, criteria.magnitude(), example)
+    if recipe == "scratch":
+        _forget(pruned, task.seed)
+    return pruned
+
+
+def _diff_pruning_gradients(task: Task, device: torch.device) -> None:
+    """Puts the summed gradients of one batch and one noise on the base, from t = 0 on."""
+    stream = generator(torch.device("cpu"), "diff-pruning", task.seed)
+    chosen = torch.randperm(len(task.images), generator=stream)[: task.settings.images]
+    clean = to_unit_range(task.images.pixels[chosen]).to(device)
+    noise = torch.randn(clean.shape, generator=stream).to(device)
+
+    def loss(timestep: int) -> Tensor:
+        timesteps = torch.full((len(clean),), timestep, dtype=torch.int64, device=device)
+        batch = NoisyBatch(noisy=task.schedule.add_noise(clean, noise, timesteps), noise=noise, timesteps=timesteps)
+        return image_losses(predictor(task.base), batch).mean()
+
+    steps = task.schedule.config.num_train_timesteps
+    criteria.accumulate_gradients(task.base, loss, train_timesteps=steps, threshold=task.settings.threshold)
+
+
+def _forget(model: UNet2DModel, seed: int) -> None:
+    """Gives every layer fresh random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("scratch", seed))
+        for module in model.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()

@@ -1,0 +1,118 @@
+"""The command line: `python -m paper_figures [VERB] [--results DIR] [--experiment NAME]`."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from paper_figures.cells import MissingRecordsError
+from paper_figures.markup import markdown, printable
+from paper_figures.overhead import write_overhead
+from paper_figures.overhead_text import overhead_text
+from paper_figures.plots import write_figures
+from paper_figures.tables import results_table, write_tables
+from repro.errors import ReproError
+from repro.harness.records import Record, read_records
+
+EPILOG = """\
+Reads the records (one JSON file per cell) of each experiment and writes next to them, in FOLDER = results/NAME:
+  FOLDER/tables/results.csv, .md, .tex          one row per method and size; the CSV has the raw numbers
+  FOLDER/tables/overhead.csv                    what each approach paid for what
+  FOLDER/figures/NAME.pdf, .png                 fid_vs_macs, fid_vs_params, overhead, samples
+What the records do not allow is left out, with a line that says what to run. The same records give the same bytes.
+
+examples:
+  python -m paper_figures                       everything, for every experiment
+  python -m paper_figures tables --show         the table of results on the screen too
+  python -m paper_figures overhead --experiment digits
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; a user's mistake is one line on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        for folder in experiment_folders(options.results, options.experiment):
+            print(folder)
+            VERBS[options.verb](folder, read_records(folder))
+            if options.show:
+                _show(folder)
+    except ReproError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def experiment_folders(results: Path, experiment: str | None) -> list[Path]:
+    """Returns the folders that hold records: `results` itself, or else those in it and in its `local/`.
+
+    Raises:
+        ReproError: There is none, or none of that name.
+    """
+    candidates = [results] if _holds_records(results) else [*results.glob("*/"), *(results / "local").glob("*/")]
+    folders = sorted(folder for folder in candidates if _holds_records(folder))
+    if not folders:
+        raise ReproError(f"{results}: no experiment with records in it; run `python -m repro run` first or name a folder with --results")
+    chosen = [folder for folder in folders if experiment in (None, folder.resolve().name)]
+    if not chosen:
+        names = ", ".join(sorted({folder.resolve().name for folder in folders}))
+        raise ReproError(f"--experiment {experiment}: no such experiment in {results}; there are {names}")
+    return chosen
+
+
+def _make_tables(folder: Path, records: Sequence[Record]) -> None:
+    _report(lambda: write_tables(folder, records))
+
+
+def _make_all(folder: Path, records: Sequence[Record]) -> None:
+    _make_tables(folder, records)
+    _report(lambda: write_overhead(folder, records))
+    paths, notes = write_figures(folder, records)
+    for line in [*paths, *notes]:
+        print(f"  {line}")
+
+
+def _print_overhead(folder: Path, records: Sequence[Record]) -> None:
+    print(overhead_text(records))
+
+
+VERBS: dict[str, Callable[[Path, Sequence[Record]], None]] = {"all": _make_all, "tables": _make_tables, "overhead": _print_overhead}
+
+
+def _report(write: Callable[[], list[Path]]) -> None:
+    """Prints the paths that were written, or why nothing was."""
+    try:
+        for path in write():
+            print(f"  {path}")
+    except MissingRecordsError as error:
+        print(f"  {error}")
+
+
+def _show(folder: Path) -> None:
+    table = results_table(read_records(folder))
+    if not table.empty:
+        print("\n" + markdown(*printable(table), f"Results of the experiment {folder.resolve().name}"))
+
+
+def _holds_records(folder: Path) -> bool:
+    return next(folder.glob("*.json"), None) is not None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m paper_figures",
+        description="Makes the tables and figures from the records of finished experiments. Needs neither torch nor a GPU.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verb_help = "all: tables, overhead.csv and figures (default); tables: tables only; overhead: print the cost comparison"
+    parser.add_argument("verb", nargs="?", choices=tuple(VERBS), default="all", help=verb_help)
+    results_help = "folder of experiments, or one experiment's folder (default: results)"
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help=results_help)
+    parser.add_argument("--experiment", metavar="NAME", help="only this experiment (default: every one that has records)")
+    parser.add_argument("--show", action="store_true", help="print the table of results as well")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

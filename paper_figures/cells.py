@@ -1,0 +1,164 @@
+"""Cells: the records of one experiment, checked and typed, as tables and figures need them."""
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from repro.errors import ReproError
+from repro.harness.records import Record
+
+METHOD_ORDER = ("base", "ofa", "diff_pruning", "magnitude", "random", "scratch", "untrained", "untrained_random", "floor", "noise")
+COUNTS = ("realised", "params", "macs", "macs_torch_pruning")
+
+
+class MissingRecordsError(Exception):
+    """A table or figure cannot be made from the records at hand; says which are missing and what to run. Never ends a command."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """A file with one row of `count` sample images, of `height` x `width` pixels each."""
+
+    file: str
+    count: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One (method, size, seed) of the grid; what it lacks is None or empty."""
+
+    name: str
+    method: str
+    size: float | None
+    seed: int
+    failure: str | None
+    delivered_by: tuple[str, ...]
+    counts: Mapping[str, float]
+    device: str
+    device_hours: float | None
+    phases_device_hours: Mapping[str, float]
+    train_pflop: float | None
+    metric: str | None
+    n_samples: int | None
+    values: tuple[float, ...]
+    strip: Strip | None
+
+    @property
+    def done(self) -> bool:
+        """Whether the cell ended well."""
+        return self.failure is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bill:
+    """What must be paid to hold a cell: its own cost and that of the cells that deliver it; None where that is unknown."""
+
+    device_hours: float | None
+    train_pflop: float | None
+    note: str
+
+
+def cells_of(records: Iterable[Record]) -> list[Cell]:
+    """Returns the cells of one experiment without its trial records, in the order of the tables.
+
+    Raises:
+        ReproError: A record lacks a key or holds something of another kind.
+    """
+    cells = []
+    for record in records:
+        if record.get("trial"):
+            continue
+        try:
+            cells.append(_cell(record))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            cell = record["cell"]
+            name = cell.get("name", "?") if isinstance(cell, dict) else "?"
+            problem = f"lacks the key {error}" if isinstance(error, KeyError) else f"is malformed ({error})"
+            remedy = "delete it and run the cell again, or restore it from version control"
+            raise ReproError(f"{record['experiment']}/{name}.json: the record {problem}; {remedy}") from error
+    return sorted(cells, key=lambda cell: (sort_key(cell.method, cell.size), cell.seed, cell.name))
+
+
+def sort_key(method: str, size: float | None) -> tuple[int, str, float]:
+    """Orders rows: known methods first, unknown ones after them by name, sizes descending."""
+    rank = METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER)
+    return rank, method, -size if size is not None else 0.0
+
+
+def bill(cell: Cell, cells: Mapping[str, Cell]) -> Bill:
+    """Adds up the training overhead of everything that must be paid to hold a cell, each deliverer once."""
+    to_pay, note = deliverers([cell], cells)
+    paid = [cell, *to_pay]
+    if note:
+        return Bill(device_hours=None, train_pflop=None, note=f"cost unknown: {note}")
+    pflop = sum(part.train_pflop or 0.0 for part in paid)
+    hours = [part.device_hours for part in paid if part.device_hours is not None]
+    if len(hours) < len(paid):
+        return Bill(device_hours=None, train_pflop=pflop, note="device-hours were not recorded")
+    if len({part.device for part in paid}) > 1:
+        devices = " and ".join(sorted({part.device for part in paid}))
+        return Bill(device_hours=None, train_pflop=pflop, note=f"device-hours on {devices} do not add up")
+    return Bill(device_hours=sum(hours), train_pflop=pflop, note="")
+
+
+def deliverers(cells: Iterable[Cell], by_name: Mapping[str, Cell]) -> tuple[list[Cell], str]:
+    """Returns the other cells that must be paid for so that `cells` exist, and a note when one of them is missing or failed."""
+    held = list(cells)
+    pending = [name for cell in held for name in cell.delivered_by]
+    found: dict[str, Cell] = {}
+    while pending:
+        name = pending.pop()
+        if name in found or any(cell.name == name for cell in held):
+            continue
+        if name not in by_name:
+            return [], f"{name} has no record"
+        if not by_name[name].done:
+            return [], f"{name} failed"
+        found[name] = by_name[name]
+        pending.extend(found[name].delivered_by)
+    return [found[name] for name in sorted(found)], ""
+
+
+def mean(numbers: Iterable[float | None]) -> float | None:
+    """Returns the mean, or None when there is no number or one of them is unknown."""
+    known = list(numbers)
+    present = [number for number in known if number is not None]
+    return statistics.fmean(present) if present and len(present) == len(known) else None
+
+
+def _cell(record: Record) -> Cell:
+    cell, size, cost = record["cell"], record.get("size") or {}, record.get("cost") or {}
+    training, quality = record.get("training") or {}, record.get("quality") or {}
+    failed = record["status"] == "failed"
+    return Cell(
+        name=str(cell["name"]),
+        method=str(cell["method"]),
+        size=_number(cell["size"]),
+        seed=int(cell["seed"]),
+        failure=str(record.get("reason") or "no reason recorded") if failed else None,
+        delivered_by=tuple(record.get("delivered_by") or ()),
+        counts={key: size[key] for key in COUNTS if _number(size[key]) is not None} if size else {},
+        device=_device(cost),
+        device_hours=_number(cost.get("device_hours")),
+        phases_device_hours={phase: float(hours) for phase, hours in (cost.get("phases_device_hours") or {}).items()},
+        train_pflop=_number(training.get("train_pflop")),
+        metric=str(quality["metric"]) if quality else None,
+        n_samples=int(quality["n_samples"]) if quality else None,
+        values=tuple(float(value) for value in quality["values"]) if quality else (),
+        strip=Strip(**{key: record["samples"][key] for key in ("file", "count", "height", "width")}) if record.get("samples") else None,
+    )
+
+
+def _device(cost: Mapping[str, Any]) -> str:
+    """Names the device and, when there are several, its ranks: device-hours of other rank counts are another currency."""
+    if not cost:
+        return ""
+    ranks = int(cost["ranks"])
+    return str(cost["device_name"]) if ranks == 1 else f"{cost['device_name']}, {ranks} ranks"
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)

@@ -1,0 +1,138 @@
+"""The table of results as people read it: scaled, with footnotes, in Markdown and LaTeX."""
+
+import math
+from collections.abc import Sequence
+from numbers import Integral
+
+import pandas as pd
+
+from paper_figures.look import look_of
+
+SHARED_COST = (
+    "OFA's device-hours and PFLOP are those of one joint training, shared by all of its sizes, and this size's extraction: "
+    "pay the joint training once, whatever the number of sizes"
+)
+TITLES = {"device": "Device", "spread_over": "± over", "n_values": "Values", "n_samples": "Samples", "n_seeds": "Seeds"}
+LATEX_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "\n": " ",
+}
+
+
+def printable(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Turns the raw table into strings scaled for reading, and returns them with the footnotes."""
+    marks, notes = _footnotes(table)
+    shown = pd.DataFrame({"Method": [look_of(str(m)).label + mark for m, mark in zip(table["method"], marks, strict=True)]})
+    shown["Size"] = _short(table["size"])
+    shown["Realised"] = _scaled(table["realised_size"], 4)
+    shown["Params (M)"] = _scaled(table["params"] / 1e6, 4)
+    scale, unit = (1e9, "G") if (table[["macs", "macs_torch_pruning"]] >= 1e9).any(axis=None) else (1e6, "M")
+    shown[f"MACs ({unit})"] = _scaled(table["macs"] / scale, 4)
+    shown[f"MACs, torch-pruning ({unit})"] = _scaled(table["macs_torch_pruning"] / scale, 4)
+    shown["Device-hours"] = _scaled(table["device_hours"], 3)
+    shown["Training PFLOP"] = _scaled(table["train_pflop"], 3)
+    for column in [column for column in table.columns if column.endswith("_std_error")]:
+        shown[column.removesuffix("_std_error")] = _with_error(table[column.removesuffix("_std_error")], table[column])
+    same = []
+    for column, title in TITLES.items():
+        texts = ["" if pd.isna(value) else f"{value:,}" if isinstance(value, Integral) else str(value) for value in table[column]]
+        distinct = {text for text in texts if text}
+        if len(distinct) > 1:
+            shown[title] = texts
+        elif distinct:
+            same.append(f"{title} {distinct.pop()}")
+    reading = "MACs: one forward on one image. Device-hours and PFLOP: training overhead, without evaluation. ±: standard error of the mean"
+    return shown, [*notes, reading, *(["In every row: " + "; ".join(same)] if same else [])]
+
+
+def markdown(shown: pd.DataFrame, notes: Sequence[str], title: str) -> str:
+    """Writes a table of strings as Markdown, its columns aligned for reading as plain text too."""
+    cells = [[_markdown_text(text) for text in row] for row in [list(shown.columns), *shown.to_numpy().tolist()]]
+    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["| " + " | ".join(_aligned(row, widths)) + " |" for row in cells]
+    rule = "| " + " | ".join("-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)) + " |"
+    footer = "".join(f"\n- {_markdown_text(note)}." for note in notes)
+    return f"# {_markdown_text(title)}\n\n" + "\n".join([lines[0], rule, *lines[1:]]) + f"\n{footer}\n"
+
+
+def latex(shown: pd.DataFrame, notes: Sequence[str], title: str) -> str:
+    """Writes a table of strings as LaTeX, ready for `\\input`; the document needs the package booktabs."""
+    rows = [" & ".join(map(latex_text, row)) + r" \\" for row in shown.to_numpy().tolist()]
+    header = " & ".join(rf"\textbf{{{latex_text(column)}}}" for column in shown.columns) + r" \\"
+    lines = [
+        "% Needs \\usepackage{booktabs}.",
+        r"\begin{table}",
+        r"\centering",
+        r"\scriptsize",
+        r"\setlength{\tabcolsep}{3pt}",
+        rf"\caption{{{latex_text(title)}.}}",
+        r"\label{tab:results}",
+        rf"\begin{{tabular}}{{l{'r' * (len(shown.columns) - 1)}}}",
+        r"\toprule",
+        header,
+        r"\midrule",
+        *rows,
+        r"\bottomrule",
+        r"\end{tabular}",
+        *[rf"\par\raggedright {latex_text(note)}." for note in notes],
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def latex_text(text: str) -> str:
+    """Escapes what LaTeX would take for a command; what its default fonts lack becomes a question mark."""
+    known = "".join(character if ord(character) < 256 else "?" for character in text)
+    return "".join(LATEX_ESCAPES.get(character, character) for character in known)
+
+
+def _footnotes(table: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Returns each row's mark, such as " (a)", and the notes that the marks stand for."""
+    letters: dict[str, str] = {}
+    marks = []
+    for method, note in zip(table["method"], table["note"], strict=True):
+        texts = ([SHARED_COST] if method == "ofa" else []) + ([str(note)] if note else [])
+        for text in texts:
+            letters.setdefault(text, _letter(len(letters)))
+        marks.append(f" ({', '.join(letters[text] for text in texts)})" if texts else "")
+    return marks, [f"({letter}) {text}" for text, letter in letters.items()]
+
+
+def _letter(index: int) -> str:
+    """Returns a, b, ..., z, a1, b1, ..."""
+    return "abcdefghijklmnopqrstuvwxyz"[index % 26] + (str(index // 26) if index >= 26 else "")
+
+
+def _scaled(values: "pd.Series[float]", significant: int) -> list[str]:
+    """Prints a column with the same number of decimals throughout, so that its largest number has `significant` digits."""
+    present = [abs(float(value)) for value in values if pd.notna(value) and value != 0]
+    whole_digits = math.floor(math.log10(max(present))) + 1 if present else 1
+    decimals = max(0, significant - whole_digits)
+    return ["" if pd.isna(value) else f"{float(value):.{decimals}f}" if value else "0" for value in values]
+
+
+def _short(values: "pd.Series[float]") -> list[str]:
+    return ["" if pd.isna(value) else f"{value:g}" for value in values]
+
+
+def _with_error(means: "pd.Series[float]", errors: "pd.Series[float]") -> list[str]:
+    texts = []
+    for value, error in zip(means, errors, strict=True):
+        text = "" if pd.isna(value) else f"{value:.2f}"
+        texts.append(text if pd.isna(error) else f"{text} ± {error:.2f}")
+    return texts
+
+
+def _markdown_text(text: str) -> str:
+    return text.replace("|", r"\|").replace("\n", " ")
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    return [text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(zip(row, widths, strict=True))]

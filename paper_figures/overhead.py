@@ -1,0 +1,206 @@
+"""What it costs to have every size: one joint training against one independent training per size."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from paper_figures.cells import Cell, MissingRecordsError, cells_of, deliverers, mean, sort_key
+from repro.harness.records import Record
+from repro.harness.storage import write_atomically
+
+PHASES = ("prepare", "importance", "train", "checkpoint", "lost")
+CSV_COLUMNS = ("device", "approach", "term", "device_hours", "train_pflop", "n_seeds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One item on an approach's bill, averaged over seeds; `size` is None for what all sizes share."""
+
+    device: str
+    approach: str
+    term: str
+    size: float | None
+    device_hours: float | None
+    train_pflop: float | None
+    n_seeds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Versus:
+    """OFA against one independent method over the same sizes, in one currency."""
+
+    ofa: float
+    independent: float
+    n_sizes: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times the independent trainings cost what OFA costs."""
+        return self.independent / self.ofa
+
+    @property
+    def mean_per_size(self) -> float:
+        """The mean cost of one independently delivered size."""
+        return self.independent / self.n_sizes
+
+    @property
+    def break_even(self) -> int:
+        """The least number of sizes that cost more than OFA when each is delivered independently at the mean cost."""
+        k = max(1, math.floor(self.ofa / self.mean_per_size))
+        while k * self.mean_per_size <= self.ofa:
+            k += 1
+        return k
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One independent method next to OFA on one device: `sizes` are those that both have."""
+
+    device: str
+    method: str
+    sizes: tuple[float, ...]
+    left_out: tuple[float, ...]
+    ofa: tuple[Term, ...]
+    independent: tuple[Term, ...]
+
+    def versus(self, currency: str, *, with_base_size: bool = True) -> Versus | None:
+        """Compares the totals in `device_hours` or `train_pflop`, with or without size 1.0; None where either is unknown."""
+        sizes = [size for size in self.sizes if with_base_size or size != 1.0]
+        ofa = total([term for term in self.ofa if term.size is None or term.size in sizes], currency)
+        independent = total([term for term in self.independent if term.size in sizes], currency)
+        return Versus(ofa=ofa, independent=independent, n_sizes=len(sizes)) if ofa and independent else None
+
+
+def overhead_terms(records: Iterable[Record]) -> tuple[list[Term], list[str]]:
+    """Returns every approach's terms (base, OFA, independent methods) per device, and notes about what was left out.
+
+    Raises:
+        ReproError: A record is malformed.
+    """
+    cells = cells_of(records)
+    by_name = {cell.name: cell for cell in cells}
+    done = [cell for cell in cells if cell.done and cell.device_hours is not None]
+    terms, notes = [], []
+    for device in sorted({cell.device for cell in done}):
+        here = [cell for cell in done if cell.device == device]
+        ofa, note = _ofa_terms([cell for cell in here if cell.method == "ofa"], by_name)
+        terms += _terms_per_size([cell for cell in here if cell.method == "base"], "size") + ofa
+        terms += _terms_per_size([cell for cell in here if _is_independent(cell)], "size")
+        notes += [f"OFA is left out on {device}: {note}"] if note else []
+    return terms, notes
+
+
+def comparisons(terms: Sequence[Term]) -> list[Comparison]:
+    """Pairs every independent method with OFA on the same device, over the sizes that both have."""
+    pairs = []
+    for device, method in sorted({(t.device, t.approach) for t in terms}, key=lambda pair: (pair[0], sort_key(pair[1], None))):
+        ofa = [term for term in terms if term.device == device and term.approach == "ofa"]
+        independent = [term for term in terms if term.device == device and term.approach == method]
+        sizes = {term.size for term in ofa if term.size is not None} & {term.size for term in independent if term.size is not None}
+        if method in ("base", "ofa") or not sizes:
+            continue
+        either = {term.size for term in [*ofa, *independent] if term.size is not None}
+        pairs.append(
+            Comparison(
+                device=device,
+                method=method,
+                sizes=tuple(sorted(sizes)),
+                left_out=tuple(sorted(either - sizes)),
+                ofa=tuple(term for term in ofa if term.size is None or term.size in sizes),
+                independent=tuple(term for term in independent if term.size in sizes),
+            )
+        )
+    return pairs
+
+
+def total(terms: Iterable[Term], currency: str) -> float | None:
+    """Adds up one currency; a term without PFLOP trains nothing, a term without hours makes the total unknown."""
+    amounts: list[float | None] = [getattr(term, currency) for term in terms]
+    known = [amount for amount in amounts if amount is not None]
+    return None if not known or (currency == "device_hours" and len(known) < len(amounts)) else sum(known)
+
+
+def why_not(terms: Sequence[Term], notes: Sequence[str]) -> str:
+    """Says in one line why the records hold nothing to compare, and what to run."""
+    ofa = sorted({term.device for term in terms if term.approach == "ofa"})
+    others = sorted({term.device for term in terms if term.approach not in ("base", "ofa")})
+    if notes and not ofa:
+        return "overhead: left out, " + "; ".join(notes)
+    if not ofa:
+        return "overhead: left out, no OFA records; run `python -m repro run`"
+    if not others:
+        return "overhead: left out, no baseline records; run `nox -s baselines`"
+    if not set(ofa) & set(others):
+        return (
+            f"overhead: left out, OFA ran on {' and '.join(ofa)} but the baselines on {' and '.join(others)}, and device-hours of "
+            "different devices are never compared; run both on one device with the same number of ranks"
+        )
+    return "overhead: left out, OFA and the baselines have no size in common; run `nox -s baselines`"
+
+
+def write_overhead(folder: Path, records: Iterable[Record]) -> list[Path]:
+    """Writes `tables/overhead.csv`, every term of every approach, and returns its path.
+
+    Raises:
+        MissingRecordsError: OFA and the baselines cannot be compared.
+        ReproError: A record is malformed, or the folder cannot be written.
+    """
+    terms, notes = overhead_terms(records)
+    if not comparisons(terms):
+        raise MissingRecordsError(why_not(terms, notes))
+    frame = pd.DataFrame([{column: getattr(term, column) for column in CSV_COLUMNS} for term in terms], columns=list(CSV_COLUMNS))
+    path = folder / "tables" / "overhead.csv"
+    write_atomically(path, frame.to_csv(index=False, lineterminator="\n").encode())
+    return [path]
+
+
+def _is_independent(cell: Cell) -> bool:
+    """Tells a net that was trained for its own size from one that another cell's training delivered, or none."""
+    return cell.size is not None and cell.train_pflop is not None and not cell.delivered_by and cell.method != "base"
+
+
+def _terms_per_size(cells: Sequence[Cell], what: str) -> list[Term]:
+    """Returns one term for each (method, size), averaged over seeds."""
+    groups: dict[tuple[str, float], list[Cell]] = {}
+    for cell in cells:
+        if cell.size is not None:
+            groups.setdefault((cell.method, cell.size), []).append(cell)
+    return [
+        Term(
+            device=group[0].device,
+            approach=method,
+            term=f"{what} {size:g}",
+            size=size,
+            device_hours=mean(cell.device_hours for cell in group),
+            train_pflop=mean(cell.train_pflop for cell in group),
+            n_seeds=len(group),
+        )
+        for (method, size), group in sorted(groups.items(), key=lambda item: sort_key(*item[0]))
+    ]
+
+
+def _ofa_terms(subnets: Sequence[Cell], by_name: Mapping[str, Cell]) -> tuple[list[Term], str]:
+    """Returns OFA's terms on one device: each phase of the joint run, then each size's extraction; or why there are none."""
+    shared, note = deliverers(subnets, by_name)
+    elsewhere = [cell for cell in shared if cell.device != subnets[0].device]
+    if note or elsewhere:
+        return [], note or f"{elsewhere[0].name} ran on {elsewhere[0].device}, and device-hours of different devices do not add up"
+    terms = []
+    for method in sorted({cell.method for cell in shared}):
+        runs = [cell for cell in shared if cell.method == method]
+        terms += [
+            Term(
+                device=subnets[0].device,
+                approach="ofa",
+                term=f"{method} {phase}",
+                size=None,
+                device_hours=mean(cell.phases_device_hours.get(phase, 0.0) for cell in runs),
+                train_pflop=mean(cell.train_pflop for cell in runs) if phase == "train" else None,
+                n_seeds=len(runs),
+            )
+            for phase in PHASES
+        ]
+    return terms + _terms_per_size(subnets, "extract"), ""

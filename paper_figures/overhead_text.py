@@ -1,0 +1,84 @@
+"""The cost comparison as plain text, for the terminal."""
+
+from collections.abc import Iterable, Sequence
+
+from paper_figures.look import look_of
+from paper_figures.overhead import Comparison, Term, comparisons, overhead_terms, total, why_not
+from repro.harness.records import Record
+
+CURRENCIES = ("device_hours", "train_pflop")
+WIDTH = 56
+
+
+def overhead_text(records: Iterable[Record]) -> str:
+    """Returns the cost comparison of one experiment as text; where nothing can be compared, one line that says why.
+
+    Raises:
+        ReproError: A record is malformed.
+    """
+    terms, notes = overhead_terms(records)
+    pairs = comparisons(terms)
+    if not pairs:
+        return why_not(terms, notes) + "\n"
+    blocks = []
+    for device in sorted({pair.device for pair in pairs}):
+        here = [term for term in terms if term.device == device]
+        blocks.append(_bills(device, here))
+        blocks += [_verdict(pair) for pair in pairs if pair.device == device]
+    compared = {(pair.device, pair.method) for pair in pairs}
+    alone = sorted({(t.approach, t.device) for t in terms if t.approach not in ("base", "ofa") and (t.device, t.approach) not in compared})
+    notes += [f"{look_of(method).label} on {device} is not compared: OFA has none of its sizes there" for method, device in alone]
+    return "\n".join([*blocks, *[f"Note: {note}.\n" for note in notes]])
+
+
+def _bills(device: str, terms: Sequence[Term]) -> str:
+    """Returns each approach's terms and total, the base's apart."""
+    lines = [f"Training overhead on {device}, mean over seeds, without evaluation"]
+    for approach in dict.fromkeys(term.approach for term in terms):
+        own = [term for term in terms if term.approach == approach]
+        seeds = sorted({term.n_seeds for term in own})
+        counted = f"{seeds[0]} seed{'s' if seeds != [1] else ''}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+        title = f"{look_of(approach).label} ({counted})"
+        if approach == "base":
+            title += ", needed by all and in no total"
+        lines += ["", _line(title, "device-hours", "PFLOP")]
+        lines += [_line(f"  {term.term}", _amount(term.device_hours), _amount(term.train_pflop)) for term in own]
+        if len(own) > 1:
+            lines.append(_line("  total", *(_amount(total(own, currency)) for currency in CURRENCIES)))
+    return "\n".join(lines) + "\n"
+
+
+def _verdict(pair: Comparison) -> str:
+    """Returns the ratios and break-even points of one independent method against OFA."""
+    label = look_of(pair.method).label
+    lines = [_line(f"{label} against OFA, sizes {_sizes(pair.sizes)}", "device-hours", "PFLOP")]
+    lines += _totals(pair, label, with_base_size=True)
+    if 1.0 in pair.sizes and len(pair.sizes) > 1:
+        lines.append("  without size 1, which is free to who prunes independently (it is the base):")
+        lines += _totals(pair, label, with_base_size=False)
+    if pair.left_out:
+        lines.append(f"  (not compared, for only one of the two has them: sizes {_sizes(pair.left_out)})")
+    return "\n".join(lines) + "\n"
+
+
+def _totals(pair: Comparison, label: str, *, with_base_size: bool) -> list[str]:
+    sides = [pair.versus(currency, with_base_size=with_base_size) for currency in CURRENCIES]
+    return [
+        _line("  OFA total", *(_amount(side.ofa if side else None) for side in sides)),
+        _line(f"  {label} total", *(_amount(side.independent if side else None) for side in sides)),
+        _line(f"  {label} / OFA", *(f"{side.ratio:.2f}" if side else "" for side in sides)),
+        _line(f"  {label}, mean per size", *(_amount(side.mean_per_size if side else None) for side in sides)),
+        _line("  OFA is cheaper from this many sizes on", *(str(side.break_even) if side else "" for side in sides)),
+    ]
+
+
+def _line(label: str, hours: str, pflop: str) -> str:
+    return f"{label:<{WIDTH}} {hours:>12} {pflop:>12}".rstrip()
+
+
+def _amount(value: float | None) -> str:
+    return "" if value is None else f"{value:.5f}" if value < 100 else f"{value:.1f}"
+
+
+def _sizes(sizes: Sequence[float]) -> str:
+    return ", ".join(f"{size:g}" for size in sizes)

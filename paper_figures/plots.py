@@ -1,0 +1,200 @@
+"""The figures: quality against MACs and parameters, and cumulative cost; each is drawn from the tables' own numbers."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from paper_figures.cells import MissingRecordsError, sort_key
+from paper_figures.look import house_style, look_of, save_figure
+from paper_figures.overhead import Comparison, Term, comparisons, overhead_terms, total, why_not
+from paper_figures.strips import samples
+from paper_figures.tables import metrics_of, results_table
+from repro.harness.records import Record
+
+LOG_FROM_RATIO = 20
+NOT_A_LINE = ("floor", "noise")
+ASK_FOR_RUN = "run `python -m repro run`"
+
+
+def write_figures(folder: Path, records: Sequence[Record]) -> tuple[list[Path], list[str]]:
+    """Draws every figure that the records allow and returns the paths written and a line about each thing left out.
+
+    Raises:
+        ReproError: A record or sample strip is malformed, or the folder cannot be written.
+    """
+    table = results_table(records)
+    drawings: dict[str, Callable[[], Figure]] = {
+        "fid_vs_macs": lambda: fid_vs_macs(table),
+        "fid_vs_params": lambda: fid_vs_params(table),
+        "overhead": lambda: overhead(records),
+        "samples": lambda: samples(folder, records),
+    }
+    paths, notes = [], []
+    for name, draw in drawings.items():
+        with house_style():
+            try:
+                paths += save_figure(draw(), folder, name)
+            except MissingRecordsError as error:
+                notes.append(str(error))
+    if metrics_of(table) and not (table["method"] == "floor").any():
+        notes.append(f"the floor's dashed line: left out, no floor record; {ASK_FOR_RUN}")
+    return paths, notes
+
+
+def fid_vs_macs(table: pd.DataFrame) -> Figure:
+    """Draws quality against the MACs of one forward, a line per method.
+
+    Raises:
+        MissingRecordsError: No cell with a size has a quality.
+    """
+    scale, unit = (1e9, "G") if (table["macs"] >= 1e9).any() else (1e6, "M")
+    return _quality_figure(table, "macs", scale, f"MACs of one denoiser forward on one image ({unit})")
+
+
+def fid_vs_params(table: pd.DataFrame) -> Figure:
+    """Draws quality against the number of parameters, a line per method.
+
+    Raises:
+        MissingRecordsError: No cell with a size has a quality.
+    """
+    return _quality_figure(table, "params", 1e6, "Parameters (M)")
+
+
+def overhead(records: Sequence[Record]) -> Figure:
+    """Draws cumulative device-hours against the number of sizes delivered, a panel per device.
+
+    Raises:
+        MissingRecordsError: OFA and the baselines cannot be compared.
+        ReproError: A record is malformed.
+    """
+    terms, notes = overhead_terms(records)
+    pairs = comparisons(terms)
+    if not pairs:
+        raise MissingRecordsError(why_not(terms, notes).replace("overhead:", "the figure overhead:"))
+    devices = sorted({pair.device for pair in pairs})
+    figure = Figure(figsize=(5.6, 3.5 * len(devices)))
+    for axes, device in zip(figure.subplots(len(devices), squeeze=False)[:, 0], devices, strict=True):
+        ofa = [term for term in terms if term.device == device and term.approach == "ofa"]
+        _draw_overhead(axes, [pair for pair in pairs if pair.device == device], ofa)
+        axes.set_title(f"Training overhead on {device}", loc="left", pad=26)
+    return figure
+
+
+def _quality_figure(table: pd.DataFrame, column: str, scale: float, xlabel: str) -> Figure:
+    """Draws a panel for each metric and number of samples: numbers of different metrics or sample counts share no axis."""
+    panels = [
+        (metric, n, table[table[metric].notna() & (table["n_samples"] == n)])
+        for metric in metrics_of(table)
+        for n in sorted(table.loc[table[metric].notna() & table[column].notna(), "n_samples"].unique())
+    ]
+    if not panels:
+        short = "macs" if column == "macs" else "params"
+        raise MissingRecordsError(f"the figure fid_vs_{short}: left out, no evaluated cell; {ASK_FOR_RUN}")
+    figure = Figure(figsize=(7.0, 3.7 * len(panels)))
+    for part_of_figure, (metric, n, part) in zip(figure.subfigures(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        # Cells that failed stay in as blanks: they break the line, so that no gap is bridged.
+        failed = table[table["n_samples"].isna() & table["method"].isin(part["method"])]
+        rows = pd.concat([part, failed]).sort_values("size", ascending=False, kind="stable")
+        light = rows["method"].map(lambda method: look_of(method).light)
+        # The untrained controls are so much worse that the trained networks need a panel of their own.
+        views = {"": rows} if light.all() or not light.any() else {"With untrained controls": rows, "Trained only": rows[~light]}
+        axes_of = part_of_figure.subplots(1, len(views), squeeze=False)[0]
+        for axes, (title, shown) in zip(axes_of, views.items(), strict=True):
+            _draw_quality(axes, shown, (metric, f"{metric}_std_error"), shown[column] / scale)
+            axes.set_title(title, loc="left")
+        axes_of[0].set_ylabel(f"{metric}, {n:,} samples (lower is better)")
+        part_of_figure.supxlabel(xlabel, fontsize=9)
+        handles = dict(zip(*reversed(axes_of[0].get_legend_handles_labels()), strict=True))
+        labels = sorted(handles, key=lambda label: label == look_of("floor").label)
+        part_of_figure.legend([handles[label] for label in labels], labels, loc="outside upper center", ncols=4)
+    return figure
+
+
+def _draw_quality(axes: Axes, rows: pd.DataFrame, columns: tuple[str, str], x: "pd.Series[float]") -> None:
+    """Draws a line per method (and device, where there are several), and the floor dashed; noise would only stretch the axis."""
+    value, error = columns
+    present = [method for method in dict.fromkeys(rows["method"]) if method not in NOT_A_LINE]
+    several = rows.loc[rows[value].notna() & ~rows["method"].isin(NOT_A_LINE), "device"].nunique() > 1
+    for method in sorted(present, key=lambda method: sort_key(method, None)):
+        look = look_of(method)
+        own = rows[rows["method"] == method]
+        for device in dict.fromkeys(own.loc[own[value].notna(), "device"]):
+            line = own[(own["device"] == device) | own[value].isna()]
+            axes.errorbar(
+                x.loc[line.index].astype(float),
+                line[value].astype(float),
+                yerr=line[error].astype(float).fillna(0.0) if line[error].notna().any() else None,
+                color=look.colour,
+                marker=look.marker,
+                markersize=9 if method == "base" else None,
+                linestyle="none" if method == "base" else ":" if look.light else "-",
+                linewidth=1.0 if look.light else None,
+                label=f"{look.label}, {device}" if several else look.label,
+                zorder=2 if look.light else 4 if method == "base" else 3,
+            )
+    for floor in rows.loc[rows["method"] == "floor", value].dropna():
+        axes.axhline(float(floor), color=look_of("floor").colour, linestyle="--", linewidth=1.0, label=look_of("floor").label, zorder=1)
+    _scale_quality(axes, rows.loc[rows["method"] != "noise", value].dropna())
+
+
+def _scale_quality(axes: Axes, drawn: "pd.Series[float]") -> None:
+    if drawn.min() > 0 and drawn.max() / drawn.min() > LOG_FROM_RATIO:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,g}"))
+    else:
+        axes.set_ylim(bottom=0)
+
+
+def _draw_overhead(axes: Axes, pairs: Sequence[Comparison], ofa: Sequence[Term]) -> None:
+    """Draws OFA's flat line, each independent method's rising line, and a ring where the mean cost per size overtakes OFA."""
+    paid = total(ofa, "device_hours") or 0.0
+    n_sizes = max(len(pair.sizes) for pair in pairs)
+    look = look_of("ofa")
+    axes.axhline(paid, color=look.colour, linewidth=2.2, label=f"{look.label}: joint training and every extraction")
+    for pair in pairs:
+        look, versus = look_of(pair.method), pair.versus("device_hours")
+        by_size = {term.size: term.device_hours or 0.0 for term in pair.independent}
+        paid_up_to = [sum(by_size[size] for size in pair.sizes[:k]) for k in range(len(pair.sizes) + 1)]
+        label = look.label
+        if versus:
+            label += f": OFA is cheaper from {versus.break_even} size{'s' if versus.break_even > 1 else ''} on"
+            n_sizes = max(n_sizes, min(versus.break_even, 2 * len(pair.sizes)))
+        axes.plot(range(len(paid_up_to)), paid_up_to, color=look.colour, marker=look.marker, label=label, zorder=3)
+    axes.plot([], [], color="#777777", linewidth=0.8, linestyle=":", label="at the mean cost per size, break-even ringed")
+    _ring_break_evens(axes, pairs, n_sizes)
+    axes.set_xlim(-0.15, n_sizes + 0.35)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="Sizes delivered, the smallest first", ylabel="Cumulative device-hours")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), borderaxespad=0.0)
+
+
+def _ring_break_evens(axes: Axes, pairs: Sequence[Comparison], n_sizes: int) -> None:
+    """Rings the point (k, k times the mean cost per size) at break-even, with the thin line of mean costs that leads there."""
+    labelled: set[int] = set()
+    for pair in pairs:
+        versus = pair.versus("device_hours")
+        if versus is None:
+            continue
+        k, colour = versus.break_even, look_of(pair.method).colour
+        end = min(max(k, versus.n_sizes), n_sizes)
+        axes.plot([0, end], [0, end * versus.mean_per_size], color=colour, linewidth=0.8, linestyle=":", zorder=2)
+        if k <= n_sizes:
+            axes.plot([k], [k * versus.mean_per_size], color=colour, marker="o", markersize=11, fillstyle="none", linestyle="", zorder=4)
+            if k not in labelled:
+                axes.axvline(k, color="#777777", linewidth=0.8, linestyle="--", zorder=1)
+                # Above the axes, where no line runs.
+                axes.annotate(
+                    f"break-even\nat {k}",
+                    (k, 1.0),
+                    (0, 2),
+                    xycoords=("data", "axes fraction"),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=8,
+                )
+            labelled.add(k)

@@ -1,0 +1,134 @@
+"""The table of results: one row per (method, size), from the records of one experiment."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from paper_figures.cells import Bill, Cell, MissingRecordsError, bill, cells_of, mean, sort_key
+from paper_figures.markup import latex, markdown, printable
+from repro.harness.records import Record
+from repro.harness.storage import write_atomically
+
+COUNT_COLUMNS = {"realised": "realised_size", "params": "params", "macs": "macs", "macs_torch_pruning": "macs_torch_pruning"}
+WHOLE = ("params", "macs", "macs_torch_pruning", "n_values", "n_samples", "n_seeds")
+TEXT = ("method", "device", "spread_over", "note")
+NOT_A_ROW = ("ofa_joint",)
+REAL_OR_NOISE = ("floor", "noise")
+
+Row = dict[str, Any]
+Key = tuple[str, float | None, str, str | None, int | None]
+
+
+def results_table(records: Iterable[Record]) -> pd.DataFrame:
+    """Returns one row per (method, size); devices, metrics and sample counts are never merged, and a failed cell is a gap with a note.
+
+    Counts are raw integers. The quality columns carry the metric's own name, such as `fid_classifier` and `fid_classifier_std_error`.
+
+    Raises:
+        ReproError: A record is malformed.
+    """
+    cells = cells_of(records)
+    by_name = {cell.name: cell for cell in cells}
+    groups: dict[Key, list[Cell]] = {}
+    failed: dict[tuple[str, float | None], list[Cell]] = {}
+    for cell in cells:
+        if cell.method in NOT_A_ROW:
+            continue
+        if cell.done:
+            groups.setdefault((cell.method, cell.size, cell.device, cell.metric, cell.n_samples), []).append(cell)
+        else:
+            failed.setdefault((cell.method, cell.size), []).append(cell)
+    rows = [_row(group, failed.get(key[:2], []), by_name) for key, group in groups.items()]
+    held = {key[:2] for key in groups}
+    rows += [_gap(group) for key, group in failed.items() if key not in held]
+    rows.sort(key=lambda row: (sort_key(row["method"], row["size"]), row["device"], str(row.get("n_samples"))))
+    return _framed(rows, sorted({cell.metric for cell in cells if cell.metric and cell.done}))
+
+
+def write_tables(folder: Path, records: Sequence[Record]) -> list[Path]:
+    """Writes `tables/results.csv`, `.md` and `.tex` and returns their paths.
+
+    Raises:
+        MissingRecordsError: There is nothing to show.
+        ReproError: A record is malformed, or the folder cannot be written.
+    """
+    table = results_table(records)
+    if table.empty:
+        raise MissingRecordsError("tables: left out, only trial records or none; run `python -m repro run`")
+    shown, notes = printable(table)
+    title = f"Results of the experiment {records[0]['experiment']}"
+    texts = {
+        "csv": table.to_csv(index=False, lineterminator="\n"),
+        "md": markdown(shown, notes, title),
+        "tex": latex(shown, notes, title),
+    }
+    paths = [folder / "tables" / f"results.{suffix}" for suffix in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        write_atomically(path, text.encode())
+    return paths
+
+
+def metrics_of(table: pd.DataFrame) -> list[str]:
+    """Returns the names of a table's quality columns."""
+    return [column.removesuffix("_std_error") for column in table.columns if column.endswith("_std_error")]
+
+
+def _row(group: Sequence[Cell], failed: Sequence[Cell], by_name: Mapping[str, Cell]) -> Row:
+    first = group[0]
+    row: Row = {"method": first.method, "size": first.size, "device": first.device, "n_seeds": len({cell.seed for cell in group})}
+    notes = [f"seed {cell.seed} failed: {cell.failure}" for cell in failed]
+    for count, column in COUNT_COLUMNS.items():
+        value = mean(cell.counts.get(count) for cell in group)
+        row[column] = round(value) if value is not None and column in WHOLE else value
+    if len({cell.counts.get("params") for cell in group}) > 1:
+        notes.append("sizes differ between seeds; their mean is shown")
+    if first.method not in REAL_OR_NOISE:
+        bills = [bill(cell, by_name) for cell in group]
+        row |= _costs(bills)
+        notes += sorted({part.note for part in bills if part.note})
+    row |= _quality(group)
+    row["note"] = "; ".join(notes)
+    return row
+
+
+def _gap(failed: Sequence[Cell]) -> Row:
+    """Returns the row of a (method, size) of which no seed ended well: blanks and the reasons."""
+    note = "; ".join(f"seed {cell.seed} failed: {cell.failure}" for cell in failed)
+    return {"method": failed[0].method, "size": failed[0].size, "device": failed[0].device, "note": note}
+
+
+def _costs(bills: Sequence[Bill]) -> Row:
+    return {"device_hours": mean(part.device_hours for part in bills), "train_pflop": mean(part.train_pflop for part in bills)}
+
+
+def _quality(group: Sequence[Cell]) -> Row:
+    """Returns the mean of the per-seed means and its standard error, over seeds or else over the sampling seeds of the only one."""
+    per_seed = [cell.values for cell in group if cell.values]
+    metric = group[0].metric
+    if metric is None or not per_seed:
+        return {}
+    means = [statistics.fmean(values) for values in per_seed]
+    spread = means if len(means) > 1 else per_seed[0]
+    row: Row = {metric: statistics.fmean(means), "n_values": sum(map(len, per_seed)), "n_samples": group[0].n_samples, "spread_over": ""}
+    if len(spread) > 1:
+        row[f"{metric}_std_error"] = statistics.stdev(spread) / math.sqrt(len(spread))
+        row["spread_over"] = "seeds" if len(means) > 1 else "sampling seeds"
+    return row
+
+
+def _framed(rows: Sequence[Row], metrics: Sequence[str]) -> pd.DataFrame:
+    """Puts rows into a frame of fixed columns and types: whole numbers stay whole next to blanks."""
+    quality = [column for metric in metrics for column in (metric, f"{metric}_std_error")]
+    columns = ["method", "size", *COUNT_COLUMNS.values(), "device", "device_hours", "train_pflop"]
+    columns += [*quality, "spread_over", "n_values", "n_samples", "n_seeds", "note"]
+    frame = pd.DataFrame({column: pd.Series([row.get(column) for row in rows], dtype=object) for column in columns})
+    for column in columns:
+        if column in TEXT:
+            frame[column] = frame[column].fillna("").astype(str)
+        else:
+            frame[column] = frame[column].astype("Int64" if column in WHOLE else "float64")
+    return frame

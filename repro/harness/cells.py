@@ -1,0 +1,202 @@
+"""The grid of an experiment: one cell for every (method, size, seed), and the folders that it lives in."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from diffusers import DDPMScheduler, UNet2DModel
+
+from repro.config import Config, Training
+from repro.errors import ReproError
+from repro.harness.clock import Clock
+from repro.harness.data import Images, load_images
+from repro.harness.diffusion import noise_schedule
+from repro.harness.progress import CellProgress, is_alive, read_heartbeat
+from repro.harness.records import Record, read_record, record_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One point of the grid; `size` is None where a method has no size."""
+
+    method: str
+    size: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Names the cell's record and folder."""
+        return f"{self.method}-seed{self.seed}" if self.size is None else f"{self.method}-{self.size:g}-seed{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """What a method makes for a cell.
+
+    Attributes:
+        model: The network, or None where there is none to keep.
+        training: What the record says of the training; None where nothing was trained.
+        realised: Fraction of the prunable internal width that the network's parameters amount to; 1 for the base.
+        files: More files to keep beside the network, name -> content.
+        pixels: Images to judge in place of the network's samples: (judged, reference), each uint8 [N, C, H, W].
+    """
+
+    model: UNet2DModel | None = None
+    training: dict[str, Any] | None = None
+    realised: float | None = None
+    files: dict[str, bytes] = field(default_factory=dict)
+    pixels: tuple[Any, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way to come by a network.
+
+    Attributes:
+        name: What the user types.
+        summary: One line for the help.
+        sizes: The sizes that it has cells for.
+        make: Makes the product of a cell.
+        needs: The cells whose artefacts it reads.
+        delivered_by: Those of them whose cost has to be paid for this cell, the base excluded.
+        budget: The training that it spends, for the estimate of the time left.
+        judged: Whether its product has a quality.
+    """
+
+    name: str
+    summary: str
+    sizes: Callable[[Config], tuple[float | None, ...]]
+    make: Callable[["Experiment", Cell, Clock, CellProgress], Product]
+    needs: Callable[[Config, Cell], tuple[Cell, ...]] = lambda _config, _cell: ()
+    delivered_by: Callable[[Config, Cell], tuple[Cell, ...]] = lambda _config, _cell: ()
+    budget: Callable[[Config], Training | None] = lambda _config: None
+    judged: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A configuration and where its results lie.
+
+    Attributes:
+        config: What is done.
+        results: The folder of its records.
+        runs: The folder of its heavy artefacts: weights, checkpoints, samples.
+        source: How the configuration was named on the command line, with its overrides, to repeat it.
+    """
+
+    config: Config
+    results: Path
+    runs: Path
+    source: str
+
+    @cached_property
+    def images(self) -> Images:
+        """The training images."""
+        return load_images(self.config.data)
+
+    @cached_property
+    def schedule(self) -> DDPMScheduler:
+        """The noise schedule."""
+        return noise_schedule(self.config.diffusion)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of an image."""
+        network = self.config.network
+        return (network.channels, network.sample_size, network.sample_size)
+
+    def folder(self, cell: Cell) -> Path:
+        """Where a cell's artefacts lie."""
+        return self.runs / cell.name
+
+    def identity(self, cell: Cell) -> str:
+        """Names a cell of this configuration; artefacts of another identity are refused."""
+        return f"{cell.name} of configuration {self.config.sha256()}"
+
+    def record(self, cell: Cell) -> Record | None:
+        """Returns the record of a cell, if it has one.
+
+        Raises:
+            ReproError: The record is corrupt, or another configuration made it.
+        """
+        path = record_path(self.results, cell.name)
+        if not path.exists():
+            return None
+        record = read_record(path)
+        provenance = record["provenance"]
+        if provenance.get("config_sha256") != self.config.sha256():
+            difference = _difference(provenance.get("config", {}), self.config.as_dict())
+            raise ReproError(f"{path}: made by another configuration ({difference}); delete it, or keep it and name another --results folder")
+        return record
+
+
+def plan_cells(config: Config, methods: dict[str, Method], names: list[str], sizes: list[float] | None, seeds: list[int]) -> list[Cell]:
+    """Lists the cells of a request, each after those it needs.
+
+    Raises:
+        ReproError: A size is outside (0, 1] or not among the reported ones.
+    """
+    for size in sizes or []:
+        if not 0 < size <= 1:
+            raise ReproError(f"--sizes {size:g}: a size must lie in (0, 1]")
+        if size not in config.sizes.reported:
+            known = ", ".join(f"{known:g}" for known in config.sizes.reported)
+            raise ReproError(f"--sizes {size:g}: not among the sizes that this configuration reports ({known}); name one of these, or add it with --set")
+    cells: dict[Cell, None] = {}
+
+    def add(cell: Cell) -> None:
+        for needed in methods[cell.method].needs(config, cell):
+            add(needed)
+        cells.setdefault(cell)
+
+    for name in names:
+        for size in methods[name].sizes(config):
+            if size is None or sizes is None or size in sizes or name == "base":
+                for seed in [config.base.seed] if name == "base" else seeds:
+                    add(Cell(method=name, size=size, seed=seed))
+    return list(cells)
+
+
+def state_of(experiment: Experiment, cell: Cell) -> tuple[str, str]:
+    """Returns a cell's state (done, failed, running, interrupted or missing) and a remark."""
+    record = experiment.record(cell)
+    if record and record["status"] == "done":
+        quality = record.get("quality")
+        return "done", f"{quality['metric']} {quality['mean']:.2f}" if quality else ""
+    beat = read_heartbeat(experiment.folder(cell))
+    if is_alive(beat):
+        return "running", f"{beat['stage']} {beat['done']}/{beat['total']}"
+    if record:
+        return "failed", str(record["reason"])
+    if beat:
+        return "interrupted", f"{beat['stage']} {beat['done']}/{beat['total']}"
+    return "missing", ""
+
+
+def _difference(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> str:
+    """Names the first key in which two configurations differ."""
+    for key in sorted(theirs.keys() | ours.keys()):
+        mine, other = ours.get(key), theirs.get(key)
+        if isinstance(mine, dict) and isinstance(other, dict):
+            if mine != other:
+                return _difference(other, mine, f"{prefix}{key}.")
+        elif mine != other:
+            return f"{prefix}{key} was {other!r}, is {mine!r}"
+    return "hash differs"
+
+
+def training_summary(settings: Training, *, pflop: float, curve: list[list[float]], lives: int) -> dict[str, Any]:
+    """Returns what a record says of a training run."""
+    return {
+        "steps": settings.steps,
+        "batch_size": settings.batch_size,
+        "images": settings.steps * settings.batch_size,
+        "train_pflop": pflop,
+        "final_loss": curve[-1][1],
+        "curve": curve,
+        "lives": lives,
+        "settings": dataclasses.asdict(settings),
+    }

@@ -1,0 +1,83 @@
+"""Cost of a network: parameters, MACs and latency."""
+
+import copy
+import statistics
+import time
+import warnings
+from dataclasses import dataclass
+
+import torch
+import torch_pruning
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from repro.harness.denoiser import count_params
+
+ATTENTION_OPERATORS = ("bmm", "baddbmm", "scaled_dot_product")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Macs:
+    """Multiply-accumulates of one forward pass on one image.
+
+    Attributes:
+        total: With attention's matrix products.
+        conv_linear: Convolutions and linear layers alone.
+    """
+
+    total: int
+    conv_linear: int
+
+
+def count_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> Macs:
+    """Counts MACs on the meta device, where attention is counted whatever kernel the device would use.
+
+    Args:
+        model: A `UNet2DModel` of any widths; copied, never run.
+        image_shape: [C, H, W].
+    """
+    memo = {id(tensor): nn.Parameter(tensor.detach().to("meta")) for tensor in model.parameters()}
+    on_meta = copy.deepcopy(model, memo)
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        on_meta(torch.empty(1, *image_shape), torch.zeros(1))
+    flops = {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
+    attention = sum(count for operator, count in flops.items() if any(name in operator for name in ATTENTION_OPERATORS))
+    total = sum(flops.values())
+    return Macs(total=total // 2, conv_linear=(total - attention) // 2)
+
+
+def count_macs_torch_pruning(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Counts MACs as torch-pruning does, to compare with tables that were made with it."""
+    device = next(model.parameters()).device
+    example = (torch.zeros(1, *image_shape, device=device), torch.zeros(1, device=device))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        macs, _ = torch_pruning.utils.count_ops_and_params(copy.deepcopy(model), example)
+    return int(macs)
+
+
+def train_pflop(macs: float, images: int) -> float:
+    """Returns the analytic work of training: 3 passes (forward and twice that backward) x 2 FLOP x MACs x images, in 10^15 FLOP."""
+    return 3 * 2 * macs * images / 1e15
+
+
+@torch.no_grad()
+def latency_ms(model: nn.Module, image_shape: tuple[int, int, int], batch_size: int, repeats: int = 10) -> float:
+    """Returns the median time of one forward pass, in milliseconds, after three that are not counted."""
+    device = next(model.parameters()).device
+    images = torch.zeros(batch_size, *image_shape, device=device)
+    timesteps = torch.zeros(batch_size, device=device)
+    model.eval()
+    times = []
+    for _ in range(repeats + 3):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        model(images, timesteps)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[3:])
+
+
+__all__ = ["Macs", "count_macs", "count_macs_torch_pruning", "count_params", "latency_ms", "train_pflop"]

@@ -1,0 +1,142 @@
+"""Denoisers: building the base, and saving and loading a network whose widths differ from layer to layer.
+
+A pruned network's widths do not fit `UNet2DModel.from_pretrained`; `PrunedUNet2DModel` keeps them in its configuration and rebuilds them.
+A folder that `save_denoiser` wrote is a diffusers pipeline: `DDIMPipeline.from_pretrained(folder)` samples from it.
+"""
+
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from repro.config import Network
+from repro.errors import ReproError, storage_error
+from repro.ofa.supernet import reshape_modules
+
+Widths = dict[str, list[int]]
+
+
+class PrunedUNet2DModel(UNet2DModel):
+    """A `UNet2DModel` some of whose layers are narrower than its configuration's widths say.
+
+    Args:
+        widths: For every layer that differs, the shape of its weight in channels: [out, in] of a convolution or linear layer, [channels]
+            of a normalisation.
+        **kwargs: What `UNet2DModel` takes (diffusers wants this name).
+    """
+
+    @register_to_config
+    def __init__(self, widths: Widths | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if widths:
+            _apply_widths(self, widths)
+
+    @staticmethod
+    def _get_init_keys(input_class: type) -> set[str]:
+        """Tells diffusers which configuration keys belong to this class: its own and those of the plain network."""
+        own = set(inspect.signature(input_class.__init__).parameters)
+        return own | set(inspect.signature(UNet2DModel.__init__).parameters) if issubclass(input_class, PrunedUNet2DModel) else own
+
+
+def build_base(settings: Network, *, seed: int, dropout: float = 0.0) -> UNet2DModel:
+    """Builds the base with random weights that depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet2DModel(**unet_arguments(settings), dropout=dropout)
+
+
+def unet_arguments(settings: Network) -> dict[str, Any]:
+    """Returns a configured architecture in the words of diffusers' `UNet2DModel`."""
+    return {
+        "sample_size": settings.sample_size,
+        "in_channels": settings.channels,
+        "out_channels": settings.channels,
+        "block_out_channels": settings.block_out_channels,
+        "down_block_types": settings.down_block_types,
+        "up_block_types": settings.up_block_types,
+        "layers_per_block": settings.layers_per_block,
+        "norm_num_groups": settings.norm_num_groups,
+        "norm_eps": settings.norm_eps,
+        "attention_head_dim": settings.attention_head_dim or None,
+        "flip_sin_to_cos": settings.flip_sin_to_cos,
+        "freq_shift": settings.freq_shift,
+        "downsample_padding": settings.downsample_padding,
+    }
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Sets the probability of every dropout layer."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+
+
+def channel_widths(model: nn.Module) -> Widths:
+    """Returns the widths of every convolution, linear and normalisation layer: [out, in] or [channels]."""
+    layers = (nn.Conv2d, nn.Linear, nn.GroupNorm)
+    return {name: list(module.weight.shape[:2]) for name, module in model.named_modules() if isinstance(module, layers)}
+
+
+def as_pruned_unet(model: UNet2DModel) -> PrunedUNet2DModel:
+    """Returns the same network, sharing its weights, as the class that can be saved and loaded with its widths."""
+    unet = {key: model.config[key] for key in inspect.signature(UNet2DModel.__init__).parameters if key in model.config}
+    with torch.device("meta"):
+        reference = channel_widths(UNet2DModel(**unet))
+        widths = {name: width for name, width in channel_widths(model).items() if width != reference[name]}
+        pruned = PrunedUNet2DModel(widths=widths, **unet)
+    pruned.load_state_dict(model.state_dict(keep_vars=True), assign=True)
+    return pruned.train(model.training)
+
+
+def save_denoiser(model: UNet2DModel, scheduler: DDIMScheduler, folder: Path) -> None:
+    """Saves a network and its scheduler as a diffusers pipeline: safetensors and JSON, nothing pickled.
+
+    Raises:
+        ReproError: The folder cannot be written, or the disk is full.
+    """
+    pipeline = DDIMPipeline(unet=as_pruned_unet(model), scheduler=scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        pipeline.save_pretrained(folder, safe_serialization=True)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+
+
+def load_denoiser(folder: Path) -> PrunedUNet2DModel:
+    """Loads a network that `save_denoiser` wrote.
+
+    Raises:
+        ReproError: The folder holds no such network, or a damaged one.
+    """
+    try:
+        return PrunedUNet2DModel.from_pretrained(folder / "unet", use_safetensors=True, low_cpu_mem_usage=False)
+    except Exception as error:  # diffusers and safetensors raise errors of many kinds for one reason: the folder is not what it should be
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ReproError(f"{folder}: not a readable network ({reason}); delete the folder and run its cell again") from error
+
+
+def count_params(parameters: Iterable[torch.Tensor]) -> int:
+    """Returns the number of scalars."""
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _apply_widths(model: UNet2DModel, widths: Widths) -> None:
+    """Reshapes layers to the widths and gives the reshaped parameters storage, uninitialised, where the model has it."""
+    device = next(model.parameters()).device
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, width in widths.items():
+        weight = model.get_submodule(name).weight
+        shapes[f"{name}.weight"] = (*width, *weight.shape[len(width) :])
+        if getattr(model.get_submodule(name), "bias", None) is not None:
+            shapes[f"{name}.bias"] = (width[0],)
+    reshape_modules(model, shapes)
+    for module in model.modules():
+        for leaf, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.device != device:
+                setattr(module, leaf, nn.Parameter(torch.empty_like(parameter, device=device)))

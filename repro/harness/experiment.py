@@ -1,0 +1,331 @@
+"""Running the cells of an experiment: what is done is skipped, what was interrupted goes on, what failed is recorded."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repro.config import Training
+from repro.errors import ReproError, RunError, storage_error
+from repro.harness import cost, distributed, evaluation, provenance
+from repro.harness.cells import Cell, Experiment, Method, Product, training_summary
+from repro.harness.clock import Clock, device_hours, training_overhead
+from repro.harness.denoiser import PrunedUNet2DModel, as_pruned_unet, load_denoiser, save_denoiser
+from repro.harness.diffusion import NoisyBatch, NoisyBatches, sampling_scheduler
+from repro.harness.progress import HEARTBEAT, CellProgress, read_heartbeat, say
+from repro.harness.records import SCHEMA_VERSION, Record, write_record
+from repro.harness.storage import write_atomically
+from repro.harness.training import Run, train
+
+MODEL = "model"
+MADE = "made.json"
+LATENCY_BATCHES = (1, 64)
+LEAST_SHARE = 0.05  # of the work, before the time left is worth a guess
+
+
+def run_cells(experiment: Experiment, methods: dict[str, Method], cells: list[Cell], *, started: float) -> None:
+    """Runs cells in order, skipping those that are done.
+
+    Args:
+        experiment: The configuration and its folders.
+        methods: Every method by name.
+        cells: What to run, each after those it needs.
+        started: `time.monotonic()` when the process began: the first cell's clock counts from there.
+
+    Raises:
+        RunError: A cell failed; its record says why.
+        ReproError: A record, checkpoint or artefact is in the way.
+    """
+    _check_writable(experiment)
+    open_cells = [cell for cell in cells if not _is_done(experiment, cell)]
+    open_cells = [cell for cell in cells if cell in open_cells or _is_missed(experiment, methods, cell, open_cells)]
+    if len(open_cells) < len(cells):
+        say(f"{len(cells) - len(open_cells)} of {len(cells)} cells are done already and skipped")
+    weights = [_weight(experiment, methods[cell.method], cell) for cell in open_cells]
+    begun = time.monotonic()
+    for index, cell in enumerate(open_cells):
+        record = _run_cell(experiment, methods[cell.method], cell, f"[{index + 1}/{len(open_cells)}]", started)
+        started = time.monotonic()
+        share = sum(weights[: index + 1]) / sum(weights)
+        estimate = f"; about {_minutes((started - begun) * (1 - share) / share)} left" if LEAST_SHARE < share < 1 else ""
+        say(f"[{index + 1}/{len(open_cells)}] {cell.name}: {_outcome(record)}{estimate}")
+
+
+def train_cell(
+    experiment: Experiment,
+    cell: Cell,
+    module: nn.Module,
+    settings: Training,
+    *,
+    loss: Callable[[nn.Module, NoisyBatch, int], Tensor],
+    macs: Callable[[int], float],
+    clock: Clock,
+    report: CellProgress,
+) -> dict[str, Any]:
+    """Trains a module in place for a cell, resumable, and returns what the record says of it.
+
+    Args:
+        experiment: The configuration and its folders.
+        cell: The cell; its seed and identity are the run's.
+        module: What is trained.
+        settings: The budget.
+        loss: The mean loss of a batch at a step.
+        macs: MACs of one forward pass on one image at a step, summed over the subnets that the step trains.
+        clock: The cell's clock.
+        report: The cell's bar.
+    """
+    batches = NoisyBatches(
+        experiment.images,
+        experiment.schedule,
+        batch_size=settings.batch_size,
+        seed=cell.seed,
+        device=distributed.device(),
+        horizontal_flip=settings.horizontal_flip,
+        rank=distributed.rank(),
+        ranks=distributed.ranks(),
+    )
+    folder = experiment.folder(cell)
+    last_seen = read_heartbeat(folder).get("seconds", {})
+    run = Run(identity=experiment.identity(cell), seed=cell.seed, batches=batches, loss=loss, folder=folder, last_seen=last_seen)
+    report.stage("training")
+    trained = train(module, run, settings, clock, report)
+    pflop = sum(cost.train_pflop(macs(step), settings.batch_size) for step in range(settings.steps))
+    return training_summary(settings, pflop=pflop, curve=trained.curve, lives=trained.lives)
+
+
+def load_model(experiment: Experiment, cell: Cell) -> PrunedUNet2DModel:
+    """Loads the network that a cell made.
+
+    Raises:
+        ReproError: The cell has not been run here, or another configuration ran it.
+    """
+    _read_made(experiment, cell)
+    return load_denoiser(experiment.folder(cell) / MODEL)
+
+
+def is_made(experiment: Experiment, cell: Cell) -> bool:
+    """Says whether a cell's artefacts lie in its folder."""
+    return (experiment.folder(cell) / MADE).exists()
+
+
+def _run_cell(experiment: Experiment, method: Method, cell: Cell, label: str, started: float) -> Record:
+    """Makes and judges a cell and writes its record, also when it fails."""
+    begun = provenance.now_utc()
+    provenance.reset_peak_memory()
+    clock = Clock(started)
+    report = CellProgress(f"{label} {cell.name}", clock, experiment.folder(cell))
+    record = _blank_record(experiment, method, cell, begun)
+    try:
+        product, made = _make(experiment, method, cell, clock, report)
+        with clock.phase("evaluate"):
+            record |= _judge(experiment, method, cell, product, report)
+    except Exception as error:
+        reason = str(error) if isinstance(error, ReproError) else f"{type(error).__name__}: {error}"
+        _finish(experiment, record, clock, status="failed", reason=reason)
+        if isinstance(error, RunError):
+            raise RunError(f"{cell.name}: {error}") from error
+        raise
+    finally:
+        report.close()
+    record["training"] = made["training"]
+    record["provenance"]["lives"] = made["lives"]
+    _finish(experiment, record, clock, status="done", reason=None)
+    _clean(experiment.folder(cell))
+    return record
+
+
+def _make(experiment: Experiment, method: Method, cell: Cell, clock: Clock, report: CellProgress) -> tuple[Product, dict[str, Any]]:
+    """Makes a cell's product, or takes up what an earlier life of the run left."""
+    folder = experiment.folder(cell)
+    if is_made(experiment, cell):
+        made = _read_made(experiment, cell)
+        clock.resume(made["seconds"], read_heartbeat(folder).get("seconds", {}))
+        made["lives"] += 1
+        model = load_denoiser(folder / MODEL) if (folder / MODEL).exists() else None
+        pixels = method.make(experiment, cell, clock, report).pixels if model is None and method.judged else None
+        return Product(model=model, training=made["training"], realised=made["realised"], pixels=pixels), made
+    product = method.make(experiment, cell, clock, report)
+    lives = product.training["lives"] if product.training else 1
+    made = {
+        "identity": experiment.identity(cell),
+        "training": product.training,
+        "realised": product.realised,
+        "lives": lives,
+        "seconds": clock.seconds(),
+    }
+    if distributed.rank() == 0:
+        for name, content in product.files.items():
+            write_atomically(folder / name, content)
+        if product.model is not None:
+            _save_model(experiment, product.model, folder / MODEL)
+        write_atomically(folder / MADE, json.dumps(made).encode())
+    distributed.wait_for_all()
+    return product, made
+
+
+def _save_model(experiment: Experiment, model: Any, folder: Path) -> None:
+    """Saves a network under a temporary name and renames it, so that a reader never sees half of it."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    scheduler = sampling_scheduler(experiment.config.diffusion, clip_sample=experiment.config.evaluation.clip_sample)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        save_denoiser(model, scheduler, temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+
+
+def _judge(experiment: Experiment, method: Method, cell: Cell, product: Product, report: CellProgress) -> Record:
+    """Returns the parts of a record that describe a network: its size, quality, latency and samples."""
+    parts: Record = {}
+    if product.model is not None and cell.size is not None:
+        parts["size"] = {"realised": product.realised} | _size(experiment, product.model)
+    if not method.judged:
+        return parts
+    if product.pixels is not None:
+        pixels, reference = product.pixels
+        sets = [pixels]
+    else:
+        assert product.model is not None, cell.name
+        sets = evaluation.draw_samples(experiment, product.model, experiment.folder(cell) / "samples", report)
+        reference = experiment.images.pixels
+    if distributed.rank() == 0:
+        parts["quality"] = evaluation.judge(experiment, sets, reference, report, sampled=product.model is not None)
+        parts["samples"] = evaluation.save_strip(sets[0], experiment.results, cell.name)
+        if product.model is not None:
+            parts["latency"] = _latency(experiment, product.model)
+    return parts
+
+
+def _size(experiment: Experiment, model: Any) -> Record:
+    macs = cost.count_macs(model, experiment.image_shape)
+    return {
+        "params": cost.count_params(model.parameters()),
+        "macs": macs.total,
+        "macs_conv_linear": macs.conv_linear,
+        "macs_torch_pruning": cost.count_macs_torch_pruning(model, experiment.image_shape),
+        "widths": as_pruned_unet(model).config["widths"] or {},
+    }
+
+
+def _latency(experiment: Experiment, model: Any) -> list[Record]:
+    name = provenance.device_name()
+    threads = torch.get_num_threads()
+    return [
+        {"batch": batch, "ms": cost.latency_ms(model, experiment.image_shape, batch), "device_name": name, "threads": threads}
+        for batch in LATENCY_BATCHES
+    ]
+
+
+def _blank_record(experiment: Experiment, method: Method, cell: Cell, begun: str) -> Record:
+    config = experiment.config
+    base = Cell(method="base", size=1.0, seed=config.base.seed)
+    repeat = f" --sizes {cell.size:g}" if cell.size is not None else ""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "experiment": config.name,
+        "trial": config.trial,
+        "cell": {"name": cell.name, "method": cell.method, "size": cell.size, "seed": cell.seed},
+        "delivered_by": [needed.name for needed in method.delivered_by(config, cell)],
+        "starts_from": base.name if method.needs(config, cell) else None,
+        "size": None,
+        "training": None,
+        "quality": None,
+        "latency": None,
+        "samples": None,
+        "provenance": {
+            **provenance.software(),
+            "config": config.as_dict(),
+            "config_sha256": config.sha256(),
+            "command": f"python -m repro run {experiment.source} --methods {cell.method}{repeat} --seeds {cell.seed}",
+            "started_utc": begun,
+            "lives": 1,
+        },
+    }
+
+
+def _finish(experiment: Experiment, record: Record, clock: Clock, *, status: str, reason: str | None) -> None:
+    """Adds the cost, of the slowest rank, and writes the record, from the first rank."""
+    slowest = max(distributed.gather(clock.seconds()), key=lambda seconds: sum(seconds.values())) if status == "done" else clock.seconds()
+    phases = device_hours(slowest, distributed.ranks())
+    overhead = training_overhead(phases)
+    on_gpu = torch.cuda.is_available()
+    record |= {"status": status, "reason": reason}
+    record["cost"] = {
+        "phases_device_hours": phases,
+        "device_hours": overhead,
+        "gpu_hours": overhead if on_gpu else None,
+        "device": "cuda" if on_gpu else "cpu",
+        "device_name": provenance.device_name(),
+        "ranks": distributed.ranks(),
+        "threads_per_rank": torch.get_num_threads(),
+        "peak_memory_gib": provenance.peak_memory_gib(),
+    }
+    record["provenance"]["ended_utc"] = provenance.now_utc()
+    if distributed.rank() == 0:
+        write_record(experiment.results, record)
+
+
+def _clean(folder: Path) -> None:
+    """Removes what only an interrupted run needs."""
+    if distributed.rank() == 0:
+        shutil.rmtree(folder / "samples", ignore_errors=True)
+        for name in ("checkpoint.safetensors", HEARTBEAT):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _read_made(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    path = experiment.folder(cell) / MADE
+    try:
+        made: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ReproError(f"{path.parent}: nothing there; run `python -m repro run {experiment.source} --methods {cell.method}` first") from error
+    except (OSError, ValueError) as error:
+        raise ReproError(f"{path}: not readable ({error}); delete the folder {path.parent} and run the command again") from error
+    if made.get("identity") != experiment.identity(cell):
+        raise ReproError(f"{path.parent}: made by another configuration; delete the folder, or keep it and name another --runs folder")
+    return made
+
+
+def _is_done(experiment: Experiment, cell: Cell) -> bool:
+    record = experiment.record(cell)
+    return record is not None and record["status"] == "done"
+
+
+def _is_missed(experiment: Experiment, methods: dict[str, Method], cell: Cell, open_cells: list[Cell]) -> bool:
+    """Says whether an open cell needs artefacts of this one that are no longer there."""
+    wanted = any(cell in methods[other.method].needs(experiment.config, other) for other in open_cells)
+    return wanted and not is_made(experiment, cell)
+
+
+def _check_writable(experiment: Experiment) -> None:
+    """Fails now rather than after hours of training."""
+    if distributed.rank() == 0:
+        for folder in (experiment.results, experiment.runs):
+            write_atomically(folder / ".writable", b"")
+            (folder / ".writable").unlink()
+
+
+def _weight(experiment: Experiment, method: Method, cell: Cell) -> float:
+    """Returns a cell's work in forward passes of one image at full size, roughly: enough for the time left."""
+    budget, judged = method.budget(experiment.config), experiment.config.evaluation
+    size = 0.25 + 0.75 * (0.5 if cell.size is None else cell.size)
+    training = 3 * budget.steps * budget.batch_size if budget else 0
+    sampling = len(judged.sampling_seeds) * judged.samples * judged.sampler_steps if method.judged and cell.size is not None else 0
+    return 1 + size * (training + sampling)
+
+
+def _outcome(record: Record) -> str:
+    quality = record["quality"]
+    spent = f"{_minutes(3600 * record['cost']['device_hours'] / record['cost']['ranks'])} of training and preparation"
+    return f"{quality['metric']} {quality['mean']:.2f}, {spent}" if quality else spent
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

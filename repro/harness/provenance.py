@@ -1,0 +1,83 @@
+"""Provenance: where a number comes from."""
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "torchvision", "diffusers", "deepspeed", "torch-fidelity", "torch-pruning", "safetensors", "scikit-learn", "numpy")
+CHECKOUT = Path(__file__).parents[2]
+
+
+def software() -> dict[str, Any]:
+    """Returns the versions that a number depends on, and the commit of this program."""
+    commit = _git("rev-parse", "HEAD")
+    # Records and what is drawn from them do not change what the program computes.
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+    return {
+        "git_commit": commit,
+        "git_dirty": bool(changes) if commit else None,
+        "packages": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+    }
+
+
+def device_name() -> str:
+    """Names the hardware: the GPU, or the processor and how many of its cores this process may use."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"{_processor()} ({len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores)"
+
+
+def now_utc() -> str:
+    """Returns the time, to the second, in ISO 8601."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def reset_peak_memory() -> None:
+    """Makes `peak_memory_gib` count from here on, where the system can."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak_memory_gib() -> float | None:
+    """Returns the most memory that was held since `reset_peak_memory`: the GPU's, or this process's; None where it is not to be had."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**20
+    except (OSError, StopIteration):
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        return subprocess.run(["git", *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

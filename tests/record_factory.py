@@ -1,0 +1,131 @@
+"""Plausible records of a small experiment, for tests of whatever reads records."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from repro.harness.records import write_record
+
+SIZES = (1.0, 0.75, 0.5, 0.25)
+DEVICE = "AMD EPYC (2 cores)"
+PARAMS, MACS = 701_345, 9_876_544
+JOINT_PHASES = {"prepare": 0.002, "importance": 0.001, "train": 0.04, "checkpoint": 0.003, "lost": 0.0, "evaluate": 0.5}
+QUALITY = {
+    "base": {1.0: 7.7},
+    "ofa": {1.0: 11.4, 0.75: 9.0, 0.5: 10.9, 0.25: 19.0},
+    "diff_pruning": {1.0: 8.1, 0.75: 9.3, 0.5: 10.6, 0.25: 21.4},
+    "random": {1.0: 8.4, 0.75: 9.9, 0.5: 12.1, 0.25: 24.7},
+    "untrained": {0.75: 66.0, 0.5: 349.0, 0.25: 1676.0},
+    "untrained_random": {0.75: 66.5, 0.5: 404.0, 0.25: 1760.0},
+}
+
+Record = dict[str, Any]
+
+
+def cell_name(method: str, size: float | None, seed: int) -> str:
+    """Returns a cell's name, without a size where it has none."""
+    return f"{method}-seed{seed}" if size is None else f"{method}-{size:g}-seed{seed}"
+
+
+def make_record(method: str, size: float | None, seed: int = 0, **changes: Any) -> Record:
+    """Returns one finished cell's record; `changes` replaces top-level keys."""
+    trains = method in ("base", "ofa_joint", "diff_pruning", "magnitude", "random", "scratch")
+    phases = {"prepare": 0.0005, "importance": 0.0, "train": 0.0, "checkpoint": 0.0, "lost": 0.0, "evaluate": 0.004}
+    if trains:
+        phases |= {"train": 0.01 + 0.01 * (size or 1.0), "checkpoint": 0.0005}
+    if method == "ofa_joint":
+        phases = dict(JOINT_PHASES)
+    record: Record = {
+        "schema_version": 1,
+        "experiment": "digits",
+        "trial": False,
+        "cell": {"name": cell_name(method, size, seed), "method": method, "size": size, "seed": seed},
+        "status": "done",
+        "reason": None,
+        "delivered_by": [f"ofa_joint-seed{seed}"] if method == "ofa" else [],
+        "starts_from": f"base-1-seed{seed}" if method not in ("base", "floor", "noise", "scratch") else None,
+        "size": None if size is None else _size(size),
+        "cost": _cost(phases),
+        "training": {"steps": 400, "images": 51200, "batch_size": 128, "train_pflop": _pflop(method, size)} if trains else None,
+        "quality": None if method == "ofa_joint" else quality([_fid(method, size) + 0.3 * seed + step for step in (-0.1, 0.1)]),
+        "latency": None,
+        "samples": None,
+        "provenance": {"git_commit": "0" * 40, "git_dirty": False, "config_sha256": "c", "lives": 1},
+    }
+    return copy.deepcopy(record | changes)
+
+
+def quality(values: list[float], metric: str = "fid_classifier", n_samples: int = 1797) -> Record:
+    """Returns the quality part of a record, one value per sampling seed."""
+    return {
+        "metric": metric,
+        "tool": "torch-fidelity 0.4.0",
+        "n_samples": n_samples,
+        "mean": sum(values) / len(values),
+        "values": values,
+        "sampling_seeds": list(range(len(values))),
+    }
+
+
+def make_records(seeds: tuple[int, ...] = (0,), methods: tuple[str, ...] = tuple(QUALITY)) -> list[Record]:
+    """Returns the records of a whole small experiment, floor and noise included."""
+    records = []
+    for seed in seeds:
+        records += [make_record(method, size, seed) for method in methods for size in QUALITY[method]]
+        records += [make_record("ofa_joint", None, seed)] if "ofa" in methods else []
+    return [*records, make_record("floor", None), make_record("noise", None)]
+
+
+def write_records(folder: Path, records: list[Record], *, strips: bool = False) -> Path:
+    """Writes records, and for each one a strip of 16 images of 8 x 8 if asked to, and returns the folder."""
+    for number, record in enumerate(records):
+        name = record["cell"]["name"]
+        if strips and record["cell"]["method"] != "ofa_joint" and record["status"] == "done":
+            pixels = np.random.default_rng(number).integers(0, 255, (8, 16 * 8), dtype=np.uint8)
+            path = folder / "samples" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+            record = record | {"samples": {"file": f"samples/{name}.png", "count": 16, "height": 8, "width": 8}}
+        write_record(folder, record)
+    return folder
+
+
+def _size(size: float) -> Record:
+    params = round(PARAMS * (0.13 + 0.87 * size))
+    macs = round(MACS * (0.2 + 0.8 * size))
+    return {
+        "realised": size + 0.0012 * (size < 1),
+        "params": params,
+        "params_base": PARAMS,
+        "macs": macs,
+        "macs_conv_linear": macs - 65_536,
+        "macs_torch_pruning": macs - 32_768,
+        "widths": {},
+    }
+
+
+def _cost(phases: dict[str, float]) -> Record:
+    overhead = sum(hours for phase, hours in phases.items() if phase != "evaluate")
+    return {
+        "phases_device_hours": phases,
+        "device_hours": overhead,
+        "gpu_hours": None,
+        "device": "cpu",
+        "device_name": DEVICE,
+        "ranks": 1,
+        "threads_per_rank": 2,
+        "peak_memory_gib": 0.9,
+    }
+
+
+def _pflop(method: str, size: float | None) -> float:
+    return 0.0034 if method == "ofa_joint" else 0.003 * (size or 1.0)
+
+
+def _fid(method: str, size: float | None) -> float:
+    if size is None:
+        return {"floor": 6.7, "noise": 1007.0}.get(method, 0.0)
+    return QUALITY.get(method, QUALITY["diff_pruning"]).get(size, 5.0 / size)
