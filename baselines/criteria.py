@@ -14,12 +14,14 @@ from repro.harness.randomness import derive_seed
 
 def magnitude() -> Score:
     """Scores a channel by the sum over its group of the absolute values of its weights."""
-    return importance.GroupMagnitudeImportance(p=1, group_reduction="sum", normalizer=None)
+    score: Score = importance.GroupMagnitudeImportance(p=1, group_reduction="sum", normalizer=None)
+    return score
 
 
 def taylor() -> Score:
     """Scores a channel by | weight * gradient | summed over its group; gradients must be there (Diff-Pruning)."""
-    return importance.GroupTaylorImportance(group_reduction="sum", normalizer=None)
+    score: Score = importance.GroupTaylorImportance(group_reduction="sum", normalizer=None)
+    return score
 
 
 def random(seed: int) -> Score:

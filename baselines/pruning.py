@@ -6,7 +6,6 @@ The whole network is pruned, the residual stream too; `conv_out` is left alone (
 import copy
 from collections.abc import Callable
 
-import torch
 import torch_pruning
 from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention
@@ -58,9 +57,7 @@ def _roots(model: UNet2DModel, score: Score, example: tuple[Tensor, Tensor]) -> 
     return [(names[group[0].dep.target.module], len(group[0].idxs) // pruner._get_channel_groups(group)) for group in groups]
 
 
-def _prune(
-    model: UNet2DModel, roots: list[tuple[str, int]], ratio: float, score: Score, example: tuple[Tensor, Tensor]
-) -> UNet2DModel:
+def _prune(model: UNet2DModel, roots: list[tuple[str, int]], ratio: float, score: Score, example: tuple[Tensor, Tensor]) -> UNet2DModel:
     """Prunes a copy of a network with one ratio, staggered over its groups."""
     pruned = _copy_with_gradients(model)
     ratios: dict[nn.Module, float] = {}

@@ -63,7 +63,7 @@ def markdown(shown: pd.DataFrame, notes: Sequence[str], title: str) -> str:
 
 
 def latex(shown: pd.DataFrame, notes: Sequence[str], title: str) -> str:
-    """Writes a table of strings as LaTeX, ready for `\\input`; the document needs the package booktabs."""
+    """Writes a table of strings as LaTeX, ready to be input; the document needs the package booktabs."""
     rows = [" & ".join(map(latex_text, row)) + r" \\" for row in shown.to_numpy().tolist()]
     header = " & ".join(rf"\textbf{{{latex_text(column)}}}" for column in shown.columns) + r" \\"
     lines = [

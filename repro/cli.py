@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from repro.config import SHIPPED, Config, load_config
+from repro.config import SHIPPED, load_config
 from repro.errors import ReproError
 
 STARTED = time.monotonic()
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m repro",
-        description="Trains OFA-Diffusion Compression (arXiv 2604.12668) beside per-size independent pruning and records cost, FID and MACs of each size.",
+        description="Trains OFA-Diffusion Compression (arXiv 2604.12668) beside per-size independent pruning; records cost, FID and MACs.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -55,10 +55,24 @@ def _parser() -> argparse.ArgumentParser:
     ):
         verb = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         verb.set_defaults(verb=function)
-        verb.add_argument("--config", default="digits", metavar="NAME", help=f"a shipped configuration ({shipped}) or the path of a TOML file")
+        verb.add_argument(
+            "--config", default="digits", metavar="NAME", help=f"a shipped configuration ({shipped}) or the path of a TOML file"
+        )
         verb.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated")
-        verb.add_argument("--results", type=Path, default=Path("results/local"), metavar="DIR", help="where records go, in a folder of the experiment's name (default: %(default)s)")
-        verb.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where weights and checkpoints go, likewise (default: %(default)s)")
+        verb.add_argument(
+            "--results",
+            type=Path,
+            default=Path("results/local"),
+            metavar="DIR",
+            help="where records go, in a folder of the experiment's name (default: %(default)s)",
+        )
+        verb.add_argument(
+            "--runs",
+            type=Path,
+            default=Path("runs"),
+            metavar="DIR",
+            help="where weights and checkpoints go, likewise (default: %(default)s)",
+        )
         _add_options(name, verb)
     return parser
 
@@ -165,6 +179,3 @@ def _floats(text: str) -> list[float]:
 
 def _integers(text: str) -> list[int]:
     return [int(value) for value in text.split(",")]
-
-
-__all__ = ["Config", "main"]

@@ -144,7 +144,7 @@ class Training:
         _check(
             "training.zero_stage",
             self.zero_stage in (0, 1, 2),
-            "must be 0, 1 or 2; stage 3 partitions the parameters, and a supernet gathers slices of whole ones (networks of this kind fit anyway)",
+            "must be 0, 1 or 2; stage 3 partitions the parameters, and a supernet gathers slices of whole ones",
         )
 
 

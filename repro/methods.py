@@ -1,7 +1,6 @@
 """The methods of the grid: the base, the paper's, its controls, and the baselines, each as cells."""
 
 import dataclasses
-import json
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ from repro.harness.progress import CellProgress
 from repro.harness.randomness import derive_seed, generator
 from repro.ofa.allocation import Plan, make_plan
 from repro.ofa.importance import Importance, pipe_importance
-from repro.ofa.pipes import Pipe, unet2d_pipes
+from repro.ofa.pipes import unet2d_pipes
 from repro.ofa.sampling_law import draw_sizes
 from repro.ofa.supernet import Supernet
 
@@ -150,9 +149,7 @@ def _extract(supernet: Supernet, cell: Cell) -> Any:
     return supernet.extract(cell.size)
 
 
-def _make_baseline(
-    recipe: str, trained: bool, experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress
-) -> Product:
+def _make_baseline(recipe: str, trained: bool, experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress) -> Product:
     """Prunes the base to a size and, if asked to, trains what is left."""
     config = experiment.config
     base = load_model(experiment, base_cell(config)).to(distributed.device())
@@ -175,9 +172,7 @@ def _make_baseline(
     return Product(model=model, training=training, realised=realised)
 
 
-def _train_alone(
-    experiment: Experiment, cell: Cell, model: Any, settings: Training, clock: Clock, report: CellProgress
-) -> dict[str, Any]:
+def _train_alone(experiment: Experiment, cell: Cell, model: Any, settings: Training, clock: Clock, report: CellProgress) -> dict[str, Any]:
     """Trains one network of one size."""
     macs = count_macs(model, experiment.image_shape).total
 
@@ -214,52 +209,67 @@ def _sizeless(_config: Config) -> tuple[None]:
     return (None,)
 
 
-def _methods() -> list[Method]:
-    needs_base = {"needs": lambda config, cell: (base_cell(config, cell),)}
-    needs_joint = {
-        "needs": lambda config, cell: (joint_cell(config, cell),),
-        "delivered_by": lambda config, cell: (joint_cell(config, cell),),
-    }
-    return [
-        Method(name="floor", summary="one half of the real images against the other", sizes=_sizeless, make=_make_floor),
-        Method(name="noise", summary="uniform noise against the real images", sizes=_sizeless, make=_make_noise),
-        Method(
-            name="base",
-            summary="the pretrained network that all start from",
-            sizes=lambda _config: (1.0,),
-            make=_make_base,
-            budget=lambda config: config.base_training,
-        ),
-        Method(name="untrained", summary="a size of the base by the method's plan, without training", sizes=_pruned, make=_make_untrained, **needs_base),
-        Method(
-            name="untrained_random",
-            summary="the base pruned at random, without training",
-            sizes=_pruned,
-            make=partial(_make_baseline, "random", False),
-            **needs_base,
-        ),
-        Method(
-            name="ofa_joint",
-            summary="OFA-Diffusion's one training run for all sizes",
-            sizes=_sizeless,
-            make=_make_joint,
-            budget=lambda config: config.ofa_training,
-            judged=False,
-            **needs_base,
-        ),
-        Method(name="ofa", summary="OFA-Diffusion: a size extracted from the jointly trained supernet", sizes=_reported, make=_make_subnet, **needs_joint),
-        *(
-            Method(
-                name=recipe,
-                summary=summary,
-                sizes=_reported,
-                make=partial(_make_baseline, recipe, True),
-                budget=lambda config: config.baseline_training,
-                **needs_base,
-            )
-            for recipe, summary in RECIPES.items()
-        ),
-    ]
+def _needs_base(config: Config, cell: Cell) -> tuple[Cell, ...]:
+    return (base_cell(config, cell),)
 
 
-METHODS = {method.name: method for method in _methods()}
+def _needs_joint(config: Config, cell: Cell) -> tuple[Cell, ...]:
+    return (joint_cell(config, cell),)
+
+
+CONTROLS = [
+    Method(name="floor", summary="one half of the real images against the other", sizes=_sizeless, make=_make_floor),
+    Method(name="noise", summary="uniform noise against the real images", sizes=_sizeless, make=_make_noise),
+    Method(
+        name="untrained",
+        summary="a size of the base by the method's plan, without training",
+        sizes=_pruned,
+        make=_make_untrained,
+        needs=_needs_base,
+    ),
+    Method(
+        name="untrained_random",
+        summary="the base pruned at random, without training",
+        sizes=_pruned,
+        make=partial(_make_baseline, "random", False),
+        needs=_needs_base,
+    ),
+]
+THE_METHOD = [
+    Method(
+        name="base",
+        summary="the pretrained network that all start from",
+        sizes=lambda _config: (1.0,),
+        make=_make_base,
+        budget=lambda config: config.base_training,
+    ),
+    Method(
+        name="ofa_joint",
+        summary="OFA-Diffusion's one training run for all sizes",
+        sizes=_sizeless,
+        make=_make_joint,
+        needs=_needs_base,
+        budget=lambda config: config.ofa_training,
+        judged=False,
+    ),
+    Method(
+        name="ofa",
+        summary="OFA-Diffusion: a size extracted from the jointly trained supernet",
+        sizes=_reported,
+        make=_make_subnet,
+        needs=_needs_joint,
+        delivered_by=_needs_joint,
+    ),
+]
+BASELINES = [
+    Method(
+        name=recipe,
+        summary=summary,
+        sizes=_reported,
+        make=partial(_make_baseline, recipe, True),
+        needs=_needs_base,
+        budget=lambda config: config.baseline_training,
+    )
+    for recipe, summary in RECIPES.items()
+]
+METHODS = {method.name: method for method in [*CONTROLS, *THE_METHOD, *BASELINES]}

@@ -82,14 +82,14 @@ def make_records(seeds: tuple[int, ...] = (0,), methods: tuple[str, ...] = tuple
 def write_records(folder: Path, records: list[Record], *, strips: bool = False) -> Path:
     """Writes records, and for each one a strip of 16 images of 8 x 8 if asked to, and returns the folder."""
     for number, record in enumerate(records):
-        name = record["cell"]["name"]
+        name, written = record["cell"]["name"], record
         if strips and record["cell"]["method"] != "ofa_joint" and record["status"] == "done":
             pixels = np.random.default_rng(number).integers(0, 255, (8, 16 * 8), dtype=np.uint8)
             path = folder / "samples" / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
-            record = record | {"samples": {"file": f"samples/{name}.png", "count": 16, "height": 8, "width": 8}}
-        write_record(folder, record)
+            written = record | {"samples": {"file": f"samples/{name}.png", "count": 16, "height": 8, "width": 8}}
+        write_record(folder, written)
     return folder
 
 

@@ -129,7 +129,9 @@ class Experiment:
         provenance = record["provenance"]
         if provenance.get("config_sha256") != self.config.sha256():
             difference = _difference(provenance.get("config", {}), self.config.as_dict())
-            raise ReproError(f"{path}: made by another configuration ({difference}); delete it, or keep it and name another --results folder")
+            raise ReproError(
+                f"{path}: made by another configuration ({difference}); delete it, or keep it and name another --results folder"
+            )
         return record
 
 
@@ -139,12 +141,14 @@ def plan_cells(config: Config, methods: dict[str, Method], names: list[str], siz
     Raises:
         ReproError: A size is outside (0, 1] or not among the reported ones.
     """
-    for size in sizes or []:
-        if not 0 < size <= 1:
-            raise ReproError(f"--sizes {size:g}: a size must lie in (0, 1]")
-        if size not in config.sizes.reported:
-            known = ", ".join(f"{known:g}" for known in config.sizes.reported)
-            raise ReproError(f"--sizes {size:g}: not among the sizes that this configuration reports ({known}); name one of these, or add it with --set")
+    for asked in sizes or []:
+        if not 0 < asked <= 1:
+            raise ReproError(f"--sizes {asked:g}: a size must lie in (0, 1]")
+        if asked not in config.sizes.reported:
+            known = ", ".join(f"{size:g}" for size in config.sizes.reported)
+            raise ReproError(
+                f"--sizes {asked:g}: not among the reported sizes ({known}); name one of these, or add it with --set sizes.reported"
+            )
     cells: dict[Cell, None] = {}
 
     def add(cell: Cell) -> None:

@@ -71,7 +71,7 @@ class Residual(nn.Module):
         return images + hidden
 
 
-class ClassifierFeatures(FeatureExtractorBase):  # type: ignore[misc]  (torch-fidelity is untyped)
+class ClassifierFeatures(FeatureExtractorBase):
     """torch-fidelity's view of a trained classifier; grey images come as three equal channels."""
 
     def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_kwargs: object) -> None:
@@ -170,7 +170,9 @@ def train_classifier(images: Images, settings: Settings, report: Reporter) -> tu
         device = next(model.parameters()).device
         return to_unit_range(images.pixels[chosen]).to(device), images.labels[chosen].to(device)
 
-    budget = Training(steps=settings.steps, batch_size=settings.batch_size, learning_rate=settings.learning_rate, schedule="cosine", ema_decay=0.9)
+    budget = Training(
+        steps=settings.steps, batch_size=settings.batch_size, learning_rate=settings.learning_rate, schedule="cosine", ema_decay=0.9
+    )
     run = Run(identity="classifier", seed=settings.seed, batches=batch, loss=_cross_entropy)
     train(model, run, budget, Clock(), report)
     with torch.no_grad():

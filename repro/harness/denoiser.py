@@ -39,8 +39,8 @@ class PrunedUNet2DModel(UNet2DModel):
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:
         """Tells diffusers which configuration keys belong to this class: its own and those of the plain network."""
-        own = set(inspect.signature(input_class.__init__).parameters)
-        return own | set(inspect.signature(UNet2DModel.__init__).parameters) if issubclass(input_class, PrunedUNet2DModel) else own
+        own = set(inspect.signature(input_class).parameters) | {"self"}
+        return own | set(inspect.signature(UNet2DModel).parameters) if issubclass(input_class, PrunedUNet2DModel) else own
 
 
 def build_base(settings: Network, *, seed: int, dropout: float = 0.0) -> UNet2DModel:
@@ -88,9 +88,10 @@ def as_pruned_unet(model: UNet2DModel) -> PrunedUNet2DModel:
     with torch.device("meta"):
         reference = channel_widths(UNet2DModel(**unet))
         widths = {name: width for name, width in channel_widths(model).items() if width != reference[name]}
-        pruned = PrunedUNet2DModel(widths=widths, **unet)
+        pruned: PrunedUNet2DModel = PrunedUNet2DModel(widths=widths, **unet)
     pruned.load_state_dict(model.state_dict(keep_vars=True), assign=True)
-    return pruned.train(model.training)
+    pruned.train(model.training)
+    return pruned
 
 
 def save_denoiser(model: UNet2DModel, scheduler: DDIMScheduler, folder: Path) -> None:
@@ -115,7 +116,8 @@ def load_denoiser(folder: Path) -> PrunedUNet2DModel:
         ReproError: The folder holds no such network, or a damaged one.
     """
     try:
-        return PrunedUNet2DModel.from_pretrained(folder / "unet", use_safetensors=True, low_cpu_mem_usage=False)
+        model: PrunedUNet2DModel = PrunedUNet2DModel.from_pretrained(folder / "unet", use_safetensors=True, low_cpu_mem_usage=False)
+        return model
     except Exception as error:  # diffusers and safetensors raise errors of many kinds for one reason: the folder is not what it should be
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ReproError(f"{folder}: not a readable network ({reason}); delete the folder and run its cell again") from error

@@ -13,8 +13,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("LOCAL_RANK", "0")
 
-import deepspeed  # noqa: E402
-import deepspeed.ops  # noqa: E402
+import deepspeed
+import deepspeed.ops
+
+__all__ = ["deepspeed", "device", "gather", "local_rank", "rank", "ranks", "start", "stop", "wait_for_all"]
 
 TIMEOUT = timedelta(hours=2)  # the other ranks wait while the first one evaluates
 
@@ -55,8 +57,9 @@ def start() -> None:
         torch.cuda.set_device(device())
     else:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if ranks() == 1 else {}
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT, **alone)
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    alone: dict[str, Any] = {"store": store, "rank": 0, "world_size": 1}
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT, **(alone if ranks() == 1 else {}))
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 

@@ -51,7 +51,13 @@ def judge(experiment: Experiment, sets: list[Tensor], reference: Tensor, report:
     report.stage("classifier")
     extractor = classifier_for(images, experiment.config.classifier, experiment.runs, report)
     values = [frechet_distance(pixels, reference, extractor) for pixels in sets]
-    sampler = {"name": "ddim", "steps": settings.sampler_steps, "spacing": settings.spacing, "eta": 0.0, "clip_sample": settings.clip_sample}
+    sampler = {
+        "name": "ddim",
+        "steps": settings.sampler_steps,
+        "spacing": settings.spacing,
+        "eta": 0.0,
+        "clip_sample": settings.clip_sample,
+    }
     return {
         "metric": settings.metric,
         "tool": TOOL,

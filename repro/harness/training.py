@@ -18,6 +18,7 @@ from repro.config import Training
 from repro.errors import ReproError, RunError
 from repro.harness import checkpoint, distributed
 from repro.harness.clock import Clock
+from repro.harness.distributed import deepspeed
 from repro.harness.randomness import derive_seed
 
 Batch = TypeVar("Batch")
@@ -28,7 +29,7 @@ CHECKPOINT = "checkpoint.safetensors"
 class Reporter(Protocol):
     """Shows how far a run is."""
 
-    def __call__(self, step: int, steps: int, loss: float) -> None:
+    def __call__(self, step: int, steps: int, loss: float, /) -> None:
         """Takes the steps done, all steps, and the mean loss at the last point of the curve (NaN before the first)."""
 
 
@@ -147,7 +148,7 @@ class _Loop(Generic[Batch]):
     def _mean(self, losses: list[Tensor], step: int) -> float:
         """Returns the mean loss since the last point of the curve, over all ranks."""
         values = distributed.gather(torch.stack(losses).mean().item())
-        mean = sum(values) / len(values)
+        mean = float(sum(values) / len(values))
         if not math.isfinite(mean):
             raise RunError(f"the loss became {mean} by step {step}; lower training.learning_rate, the last checkpoint is kept")
         return mean
@@ -183,7 +184,7 @@ def _initialize(module: nn.Module, settings: Training) -> tuple[Any, Callable[[i
     distributed.start()
     on_gpu = distributed.device().type == "cuda"
     optimizer = torch.optim.Adam(module.parameters(), lr=settings.learning_rate, fused=on_gpu)
-    engine, *_ = distributed.deepspeed.initialize(
+    engine, *_ = deepspeed.initialize(
         model=module.to(distributed.device()),
         optimizer=optimizer,
         config={

@@ -125,7 +125,9 @@ def gradual(pipes: tuple[Pipe, ...], importance: Importance, size: float, *, flo
     spent = sum(units[name] * cost[name] for name in units)
     target = size * internal
     if target < spent - min(cost.values()) / 2:
-        raise ReproError(f"size {size:g}: the plan cannot reach it; the smallest size under allocation.floor = {floor:g} is {spent / internal:.4g}")
+        raise ReproError(
+            f"size {size:g}: the plan cannot reach it; the smallest size under allocation.floor = {floor:g} is {spent / internal:.4g}"
+        )
     worth = {pipe.name: unit_importance(pipe, importance[pipe.name]) / cost[pipe.name] for pipe in pipes}
     while spent < target:
         open_pipes = [pipe for pipe in pipes if units[pipe.name] < pipe.units]

@@ -98,7 +98,15 @@ def _attention_pipe(model: nn.Module, name: str, unit: Attention) -> Pipe:
 
 
 def _pipe(
-    model: nn.Module, *, name: str, kind: str, width: int, groups: int, producers: tuple[str, ...], consumers: tuple[str, ...], rows: list[str]
+    model: nn.Module,
+    *,
+    name: str,
+    kind: str,
+    width: int,
+    groups: int,
+    producers: tuple[str, ...],
+    consumers: tuple[str, ...],
+    rows: list[str],
 ) -> Pipe:
     """Finishes a pipe: keeps the tensors that exist and counts what a channel costs."""
     parameters = dict(model.named_parameters())
@@ -106,7 +114,7 @@ def _pipe(
     return Pipe(
         name=name,
         kind=kind,
-        block=".".join(name.split(".")[:2]) if name.startswith(("down_blocks", "up_blocks")) else name.split(".")[0],
+        block=".".join(name.split(".")[:2]) if name.startswith(("down_blocks", "up_blocks")) else name.split(".", maxsplit=1)[0],
         width=width,
         groups=groups,
         producers=producers,

@@ -1,0 +1,95 @@
+"""The sessions that a user types; each shares one environment, made on first use.
+
+Arguments after `--` reach the command: `nox -s baselines -- --config digits --seeds 0,1`.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import nox
+
+HERE = Path(__file__).parent
+OWN = HERE / ".venv"
+PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
+HAS_PROJECT = "import importlib.metadata as m, torch; m.distribution('ofa-diffusion')"
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "tests"]
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests, about five minutes on two cores."""
+    session.run(_python(session, "tests"), "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and types."""
+    python = _python(session, "lint")
+    session.run(python, "-m", "ruff", "check", ".")
+    session.run(python, "-m", "ruff", "format", "--check", ".")
+    session.run(python, "-m", "mypy")
+
+
+@nox.session
+def reproduce_digits(session: nox.Session) -> None:
+    """Train and judge everything on handwritten digits, then draw it: minutes on a CPU."""
+    python = _python(session)
+    session.run(python, "-m", "repro", "run", "--config", "digits", *session.posargs)
+    session.run(python, "-m", "paper_figures", "--results", "results/local", "--experiment", "digits", "--show")
+    session.run(python, "-m", "paper_figures", "overhead", "--results", "results/local", "--experiment", "digits")
+
+
+@nox.session
+def baselines(session: nox.Session) -> None:
+    """Prune and train every size alone, by each baseline; `-- --config NAME` for another experiment than digits."""
+    python = _python(session)
+    session.run(python, "-m", "repro", "run", "--methods", "diff_pruning,magnitude,random,scratch", *session.posargs)
+
+
+@nox.session
+def figures(session: nox.Session) -> None:
+    """Redraw tables and figures from the records, in seconds."""
+    session.run(_python(session), "-m", "paper_figures", *(session.posargs or ["all"]))
+
+
+@nox.session
+def overhead(session: nox.Session) -> None:
+    """Print what one training run for all sizes costs beside one run for each."""
+    session.run(_python(session), "-m", "paper_figures", "overhead", *session.posargs)
+
+
+def _python(session: nox.Session, *groups: str) -> str:
+    """Returns the interpreter to use: that of an environment which has the project already, else the checkout's own.
+
+    So a cluster's CUDA environment serves, and torch is installed once, not once for each session.
+    """
+    for python in (sys.executable, *(f"{os.environ[name]}/bin/python" for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if os.environ.get(name))):
+        if Path(python).exists() and subprocess.run([python, "-c", HAS_PROJECT], capture_output=True, check=False).returncode == 0:
+            _install(session, python, groups, stamps=Path(sys.prefix if python == sys.executable else python).parent, project=False)
+            return python
+    python = str(OWN / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+    if not Path(python).exists():
+        shutil.rmtree(OWN, ignore_errors=True)
+        session.run(sys.executable, "-m", "venv", str(OWN), external=True)
+    _install(session, python, groups, stamps=OWN, project=True)
+    return python
+
+
+def _install(session: nox.Session, python: str, groups: tuple[str, ...], *, stamps: Path, project: bool) -> None:
+    """Installs the project and dependency groups, once for each state of pyproject.toml."""
+    wanted: dict[str, Sequence[str]] = {"project": ["--editable", str(HERE)]} if project else {}
+    wanted |= {group: nox.project.dependency_groups(PROJECT, group) for group in groups}
+    state = hashlib.sha256((HERE / "pyproject.toml").read_bytes()).hexdigest()[:16]
+    for name, requirements in wanted.items():
+        stamp = stamps / f".ofa-diffusion-{name}-{state}"
+        if not stamp.exists():
+            session.run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements, external=True)
+            stamp.touch()

@@ -1,0 +1,30 @@
+"""What the tests share: a tiny configuration and its base."""
+
+from pathlib import Path
+
+import pytest
+
+import repro  # noqa: F401  (before diffusers)
+from repro.config import Config, load_config
+from repro.harness.denoiser import build_base
+
+TINY = Path(__file__).parent / "tiny.toml"
+CIFAR10_NETWORK = {
+    "sample_size": 32,
+    "channels": 3,
+    "block_out_channels": (128, 256, 256, 256),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Config:
+    """The tiny configuration."""
+    return load_config(str(TINY))
+
+
+@pytest.fixture
+def base(tiny):
+    """A tiny base with random weights, fresh for each test."""
+    return build_base(tiny.network, seed=0).eval()
