@@ -71,25 +71,38 @@ def _python(session: nox.Session, *groups: str) -> str:
 
     So a cluster's CUDA environment serves, and torch is installed once, not once for each session.
     """
-    for python in (sys.executable, *(f"{os.environ[name]}/bin/python" for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if os.environ.get(name))):
-        if Path(python).exists() and subprocess.run([python, "-c", HAS_PROJECT], capture_output=True, check=False).returncode == 0:
-            _install(session, python, groups, stamps=Path(sys.prefix if python == sys.executable else python).parent, project=False)
+    active = [f"{os.environ[name]}/bin/python" for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if os.environ.get(name)]
+    for python in (sys.executable, *active):
+        if _has_project(python):
+            for group in groups:
+                _install(session, python, nox.project.dependency_groups(PROJECT, group))
             return python
     python = str(OWN / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
     if not Path(python).exists():
         shutil.rmtree(OWN, ignore_errors=True)
         session.run(sys.executable, "-m", "venv", str(OWN), external=True)
-    _install(session, python, groups, stamps=OWN, project=True)
+    _install_once(session, python, "project", ["--editable", str(HERE)])
+    for group in groups:
+        _install_once(session, python, group, nox.project.dependency_groups(PROJECT, group))
     return python
 
 
-def _install(session: nox.Session, python: str, groups: tuple[str, ...], *, stamps: Path, project: bool) -> None:
-    """Installs the project and dependency groups, once for each state of pyproject.toml."""
-    wanted: dict[str, Sequence[str]] = {"project": ["--editable", str(HERE)]} if project else {}
-    wanted |= {group: nox.project.dependency_groups(PROJECT, group) for group in groups}
+def _has_project(python: str) -> bool:
+    """Says whether an interpreter has the project and torch; -P keeps the checkout itself from answering."""
+    try:
+        return subprocess.run([python, "-P", "-c", HAS_PROJECT], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def _install_once(session: nox.Session, python: str, name: str, requirements: Sequence[str]) -> None:
+    """Installs into the checkout's own environment, once for each state of pyproject.toml."""
     state = hashlib.sha256((HERE / "pyproject.toml").read_bytes()).hexdigest()[:16]
-    for name, requirements in wanted.items():
-        stamp = stamps / f".ofa-diffusion-{name}-{state}"
-        if not stamp.exists():
-            session.run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements, external=True)
-            stamp.touch()
+    stamp = OWN / f".installed-{name}-{state}"
+    if not stamp.exists():
+        _install(session, python, requirements)
+        stamp.touch()
+
+
+def _install(session: nox.Session, python: str, requirements: Sequence[str]) -> None:
+    session.run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements, external=True)

@@ -94,10 +94,12 @@ def _add_options(name: str, verb: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from repro.harness.cells import plan_cells
     from repro.harness.experiment import run_cells
+    from repro.methods import check_sizes
 
     experiment, methods = _experiment(options)
     names = _known(options.methods or list(DEFAULT_METHODS), list(methods))
     cells = plan_cells(experiment.config, methods, names, options.sizes, options.seeds)
+    check_sizes(experiment)
     run_cells(experiment, methods, cells, started=STARTED)
     return 0
 

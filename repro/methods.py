@@ -48,6 +48,22 @@ def score_base(experiment: Experiment, base: nn.Module, seed: int) -> Importance
     )
 
 
+def check_sizes(experiment: Experiment) -> None:
+    """Makes sure that the plan can reach every trained size, before anything is trained.
+
+    Raises:
+        ReproError: It cannot; names the smallest size that it can.
+    """
+    with torch.device("meta"):
+        base = build_base(experiment.config.network, seed=0)
+    plan_of(experiment, base, equal_importance(base))
+
+
+def equal_importance(base: nn.Module) -> Importance:
+    """Returns the same importance for every channel."""
+    return {pipe.name: torch.ones(pipe.width) for pipe in unet2d_pipes(base)}
+
+
 def plan_of(experiment: Experiment, base: nn.Module, importance: Importance) -> Plan:
     """Computes the plan of a base for the trained sizes."""
     config = experiment.config

@@ -10,8 +10,7 @@ from repro.harness.cost import count_macs, count_params
 from repro.harness.denoiser import build_base, channel_widths
 from repro.harness.distributed import device
 from repro.harness.experiment import is_made, load_model
-from repro.methods import base_cell, plan_of, score_base
-from repro.ofa.importance import Importance
+from repro.methods import base_cell, equal_importance, plan_of, score_base
 from repro.ofa.pipes import unet2d_pipes
 from repro.ofa.supernet import Supernet
 
@@ -33,8 +32,7 @@ def describe_sizes(experiment: Experiment, *, as_json: bool) -> str:
     with torch.device("meta"):
         base = build_base(config.network, seed=0)
     pipes = unet2d_pipes(base)
-    equal: Importance = {pipe.name: torch.ones(pipe.width) for pipe in pipes}
-    plan = plan_of(experiment, base, {name: score.cpu() for name, score in importance.items()} or equal)
+    plan = plan_of(experiment, base, {name: score.cpu() for name, score in importance.items()} or equal_importance(base))
     supernet = Supernet(base, pipes, plan)
     rows: list[dict[str, Any]] = []
     for size in supernet.sizes:

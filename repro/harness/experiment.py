@@ -48,7 +48,11 @@ def run_cells(experiment: Experiment, methods: dict[str, Method], cells: list[Ce
         say(f"{len(cells) - len(open_cells)} of {len(cells)} cells are done already and skipped")
     weights = [_weight(experiment, methods[cell.method], cell) for cell in open_cells]
     begun = time.monotonic()
+    introduced: set[str] = set()
     for index, cell in enumerate(open_cells):
+        if cell.method not in introduced:
+            introduced.add(cell.method)
+            say(f"{cell.method}: {methods[cell.method].summary}")
         record = _run_cell(experiment, methods[cell.method], cell, f"[{index + 1}/{len(open_cells)}]", started)
         started = time.monotonic()
         share = sum(weights[: index + 1]) / sum(weights)
