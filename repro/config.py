@@ -188,6 +188,7 @@ class Evaluation:
         _one_of("evaluation.spacing", self.spacing, ("uniform", "quadratic"))
         _check("evaluation.samples", self.samples >= 2, "must be at least 2: a covariance needs two samples")
         _check("evaluation.sampler_steps", self.sampler_steps >= 1, "must be at least 1")
+        _check("evaluation.sampler_steps", self.sampler_steps >= 2 or self.spacing != "quadratic", "quadratic spacing needs at least 2")
         _check("evaluation.batch_size", self.batch_size >= 1, "must be at least 1")
         _check("evaluation.sampling_seeds", bool(self.sampling_seeds), "needs at least one seed")
 

@@ -1,12 +1,18 @@
 """What the tests share: a tiny configuration and its base."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 import repro  # noqa: F401  (before diffusers)
 from repro.config import Config, load_config
 from repro.harness.denoiser import build_base
+
+# Two processes of two threads each on two cores thrash.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 TINY = Path(__file__).parent / "tiny.toml"
 CIFAR10_NETWORK = {

@@ -56,7 +56,7 @@ def shake(model):
     stream = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=stream)
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=stream))
     return model
 
 
@@ -402,14 +402,23 @@ def test_size_1_gathers_nothing(base):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("size", SIZES)
-def test_the_extracted_subnet_is_the_subnet_in_the_supernet_bit_for_bit(base, rule, size):
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_the_extracted_subnet_is_the_subnet_in_the_supernet_bit_for_bit(base, rule, size, with_grad):
     supernet = supernet_of(base, rule)
     subnet = supernet.extract(size)
     images, timesteps = inputs()
-    with torch.no_grad():
+    # Both modes: torch picks another kernel for a weight that asks for gradients.
+    with torch.set_grad_enabled(with_grad):
         inside = supernet(size, images, timesteps).sample
         assert torch.isfinite(inside).all()
         assert torch.equal(subnet(images, timesteps).sample, inside)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("size", SIZES)
+def test_the_extracted_subnet_has_the_planned_parameters_and_widths(base, rule, size):
+    supernet = supernet_of(base, rule)
+    subnet = supernet.extract(size)
     assert sum(parameter.numel() for parameter in subnet.parameters()) == supernet.plan.params[size]
     for name, (kind, _, _, groups, _) in TINY_PIPES.items():
         unit, kept = subnet.get_submodule(name), len(supernet.plan.kept[size][name])
@@ -571,7 +580,9 @@ def test_another_process_draws_the_same_sizes():
         f"    print(*draw_sizes({SIZES}, law='linear', m=3.0, sandwich_random=2, seed=7, step=step))\n"
     )
     environment = {"PYTHONHASHSEED": "12345", "PATH": "/usr/bin:/bin"}
-    outcome = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    outcome = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
     assert [(float(line),) for line in outcome.stdout.splitlines()] == draws("linear", 20, seed=7)
 
 

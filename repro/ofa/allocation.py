@@ -159,7 +159,8 @@ def formula5(pipes: tuple[Pipe, ...], importance: Importance, size: float, *, fl
         scores = {pipe.name: float(importance[pipe.name].sum()) for pipe in members}
         total = sum(scores.values())
         for pipe in members:
-            share = scores[pipe.name] / total * len(members) * size * pipe.units
+            # A block without any importance is shared evenly.
+            share = (scores[pipe.name] / total * len(members) if total else 1.0) * size * pipe.units
             units[pipe.name] = max(1, math.floor(max(min(share, pipe.units), floor * pipe.units) + 1e-9))
     return units
 

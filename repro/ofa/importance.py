@@ -41,11 +41,13 @@ def pipe_importance(
     model.eval()
     totals: Importance = {}
     images = 0
-    for batch in batches:
-        count, scores = _batch_scores(model, pipes, batch, losses)
-        images += count
-        totals = {name: totals[name] + score if totals else score for name, score in scores.items()}
-    model.train(was_training)
+    try:
+        for batch in batches:
+            count, scores = _batch_scores(model, pipes, batch, losses)
+            images += count
+            totals = {name: totals[name] + score if totals else score for name, score in scores.items()}
+    finally:
+        model.train(was_training)
     return {name: total / images for name, total in totals.items()}
 
 

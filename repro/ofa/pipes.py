@@ -5,7 +5,7 @@ and last layer, the time embedding and up- and downsampling stay whole (method, 
 
 A pipe's channels form `groups` runs of equal length: the normalisation groups of a ResNet unit, the heads of an attention. A pipe is
 cut in units of one channel from every run, so every kept channel stays in the group it was trained in, and `num_groups` and the number
-of heads never change.
+of heads never change. A narrower head scales its scores by its own width, 1/sqrt(kept width), as the standalone network does.
 """
 
 from dataclasses import dataclass

@@ -82,7 +82,8 @@ class Supernet(nn.Module):
                 kept = self.get_buffer(_buffer(size, pipe))
                 if len(kept) < self._widths[pipe]:
                     gathered = gathered.index_select(dimension, kept)
-            tensors[parameter] = gathered
+            # Matrix products on the CPU choose their kernel by this flag too: a gathered tensor must carry it, as the extracted one does.
+            tensors[parameter] = gathered if gathered.requires_grad else gathered.requires_grad_(tensor.requires_grad)
         return tensors
 
     def _skeleton(self, size: float) -> nn.Module:
@@ -116,9 +117,10 @@ def reshape_modules(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> nn.
                 module.out_features, module.in_features = module.weight.shape
             case nn.GroupNorm(affine=True):
                 module.num_channels = module.weight.shape[0]
-            case _:
-                if hasattr(module, "conv") and hasattr(module, "channels"):  # diffusers' up- and downsampling layers check it
-                    module.channels = module.conv.weight.shape[1]
+    for module in model.modules():
+        # diffusers' up- and downsampling layers check their input against a width of their own.
+        if hasattr(module, "conv") and hasattr(module, "channels"):
+            module.channels = module.conv.weight.shape[1]
     return model
 
 

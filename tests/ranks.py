@@ -1,0 +1,132 @@
+"""One rank of a distributed run: trains small networks at every ZeRO stage and leaves the weights in a folder.
+
+RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 python tests/ranks.py FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+import repro  # noqa: F401  (before diffusers)
+from repro.config import Config, Training, load_config
+from repro.errors import ReproError
+from repro.harness import distributed
+from repro.harness.clock import Clock
+from repro.harness.cost import count_params
+from repro.harness.data import digits
+from repro.harness.denoiser import build_base
+from repro.harness.diffusion import NoisyBatches, image_losses, noise_schedule, predictor
+from repro.harness.training import Run, train
+from repro.ofa.allocation import make_plan
+from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.sampling_law import draw_sizes
+from repro.ofa.supernet import Supernet
+
+KINDS = ("base", "linear", "sandwich")
+STEPS = 6
+SIZES = (1.0, 0.75, 0.5, 0.25)
+
+
+class StoppedError(Exception):
+    """Stands for a crash."""
+
+
+def settings(zero_stage: int, batch_size: int = 8, checkpoint_every_steps: int = 100) -> Training:
+    return Training(
+        steps=STEPS,
+        batch_size=batch_size,
+        learning_rate=1e-3,
+        gradient_clipping=0.3,
+        ema_decay=0.5,
+        zero_stage=zero_stage,
+        checkpoint_every_steps=checkpoint_every_steps,
+    )
+
+
+def network(config: Config, kind: str) -> torch.nn.Module:
+    base = build_base(config.network, seed=3)
+    if kind == "base":
+        return base
+    pipes = unet2d_pipes(base)
+    stream = torch.Generator().manual_seed(5)
+    importance = {pipe.name: torch.rand(pipe.width, generator=stream) for pipe in pipes}
+    return Supernet(
+        base, pipes, make_plan(pipes, importance, SIZES, params_base=count_params(base.parameters()), rule="gradual", floor=0.25)
+    )
+
+
+def sizes_of(kind: str, step: int) -> tuple[float, ...]:
+    return draw_sizes(SIZES, law=kind, m=3.0, sandwich_random=1, seed=1, step=step)
+
+
+def run_of(config: Config, kind: str, batch_size: int = 8, folder: Path | None = None) -> Run:
+    batches = NoisyBatches(
+        digits(),
+        noise_schedule(config.diffusion),
+        batch_size=batch_size,
+        seed=2,
+        device=torch.device("cpu"),
+        rank=distributed.rank(),
+        ranks=distributed.ranks(),
+    )
+
+    def loss(module, batch, step):
+        if kind == "base":
+            return image_losses(predictor(module), batch).mean()
+        return torch.stack([image_losses(predictor(module, size), batch).mean() for size in sizes_of(kind, step)]).mean()
+
+    return Run(identity="test", seed=0, batches=batches, loss=loss, folder=folder)
+
+
+def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("base."): value.detach().clone().contiguous() for name, value in module.named_parameters()}
+
+
+def quiet(_step: int, _steps: int, _loss: float) -> None:
+    """Shows nothing."""
+
+
+def stop_at(last: int):
+    def report(step: int, _steps: int, _loss: float) -> None:
+        if step == last:
+            raise StoppedError
+
+    return report
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    config = load_config(str(Path(__file__).parent / "tiny.toml"))
+
+    def keep(name: str, module: torch.nn.Module, curve: list[list[float]]) -> None:
+        if distributed.rank() == 0:
+            safetensors.torch.save_file(weights(module), folder / f"{name}.safetensors")
+            (folder / f"{name}.json").write_text(json.dumps(curve))
+
+    for kind in KINDS:
+        for stage in (0, 1, 2):
+            module = network(config, kind)
+            trained = train(module, run_of(config, kind), settings(stage), Clock(), quiet)
+            keep(f"{kind}-{stage}", module, trained.curve)
+    for stage in (1, 2):
+        run, budget = run_of(config, "linear", folder=folder / f"resumed-{stage}"), settings(stage, checkpoint_every_steps=2)
+        try:
+            train(network(config, "linear"), run, budget, Clock(), stop_at(3))
+        except StoppedError:
+            distributed.wait_for_all()
+        module = network(config, "linear")
+        trained = train(module, run, budget, Clock(), quiet)
+        assert trained.lives == 2
+        keep(f"resumed-{stage}", module, trained.curve)
+    try:
+        train(network(config, "base"), run_of(config, "base", 7), settings(0, 7), Clock(), quiet)
+    except ReproError as error:
+        (folder / f"uneven-{distributed.rank()}.txt").write_text(str(error))
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,255 @@
+"""The command line, as a user runs it."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ROOT / "tests" / "tiny.toml"
+METHODS = "floor", "noise", "base", "untrained", "untrained_random", "ofa_joint", "ofa", "diff_pruning", "magnitude", "random", "scratch"
+BASE_PARAMS = 44969
+
+
+def repro(*arguments, config=TINY):
+    config = ["--config", str(config)] if config else []
+    command = [sys.executable, "-m", "repro", *map(str, arguments), *config]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr + done.stdout, done.stderr[-3000:]
+    return done
+
+
+def folders(tmp_path):
+    return "--results", tmp_path / "results", "--runs", tmp_path / "runs"
+
+
+def refusal(done):
+    """Returns the one line on stderr of a command that was refused."""
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def noise_record(tmp_path):
+    return tmp_path / "results" / "tiny" / "noise-seed0.json"
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    """The record of one finished cell."""
+    folder = tmp_path_factory.mktemp("noise")
+    done = repro("run", "--methods", "noise", *folders(folder))
+    assert done.returncode == 0, done.stderr
+    return noise_record(folder).read_text()
+
+
+# Help
+
+
+def test_help_teaches_and_is_quick():
+    begun = time.monotonic()
+    done = repro("--help", config=None)
+    assert time.monotonic() - begun < 2
+    assert done.returncode == 0
+    for verb in ("run", "status", "sizes", "extract"):
+        assert f"\n    {verb} " in done.stdout
+        assert f"python -m repro {verb}" in done.stdout
+    assert "examples:" in done.stdout
+    assert "exit codes: 0 done" in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["run", "status", "sizes", "extract"])
+def test_help_of_a_verb_names_its_flags_and_defaults(verb):
+    done = repro(verb, "--help", config=None)
+    assert done.returncode == 0
+    for words in ("--config", "--set SECTION.KEY=VALUE", "--results", "--runs", "digits"):
+        assert words in done.stdout
+
+
+def test_help_imports_no_torch():
+    code = (
+        "import sys, repro.cli\n"
+        "try:\n    repro.cli.main(['--help'])\n"
+        "except SystemExit:\n    print('torch' in sys.modules, 'diffusers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.stdout.splitlines()[-1] == "False False"
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--config", "digit"], ["--config digit", "digits"]),
+        (["--config", "nowhere.toml"], ["nowhere.toml", "digits"]),
+        (["--config", TINY, "--set", "evaluation.sample=5"], ["'evaluation.sample'", "'evaluation.samples'"]),
+        (["--config", TINY, "--set", "evaluation.samples"], ["--set evaluation.samples", "section.key=value"]),
+        (["--config", TINY, "--methods", "ofaa"], ["--methods ofaa", "'ofa'", "diff_pruning"]),
+        (["--config", TINY, "--sizes", "0.3"], ["--sizes 0.3", "1, 0.5"]),
+        (["--config", TINY, "--sizes", "0"], ["--sizes 0", "(0, 1]"]),
+        (["--config", TINY, "--sizes", "1.5"], ["--sizes 1.5", "(0, 1]"]),
+        (["--config", TINY, "--sizes", "nan"], ["--sizes nan", "(0, 1]"]),
+    ],
+)
+def test_mistake_is_one_line_that_names_it_and_the_remedy(tmp_path, arguments, names):
+    line = refusal(repro("run", *arguments, *folders(tmp_path), config=None))
+    for name in names:
+        assert name in line
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--sizes", "half"), ("--seeds", "0.5")])
+def test_malformed_number_is_named_without_the_names_of_functions(tmp_path, flag, value):
+    done = repro("run", flag, value, *folders(tmp_path))
+    assert done.returncode == 2
+    assert value in done.stderr
+    assert "_floats" not in done.stderr
+    assert "_integers" not in done.stderr
+
+
+def test_unknown_verb_is_refused():
+    done = repro("rn", config=None)
+    assert done.returncode == 2
+    assert "'rn'" in done.stderr
+    assert "status" in done.stderr
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("rule", ["gradual", "formula5", "uniform"])
+def test_sizes_prints_json_that_ascends_to_the_base(tmp_path, rule):
+    done = repro("sizes", "--json", "--allocation", rule, *folders(tmp_path))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["allocation"] == rule
+    rows = sorted(report["sizes"], key=lambda row: row["size"])
+    assert [row["size"] for row in rows] == [0.25, 0.5, 0.75, 1.0]
+    assert [row["reported"] for row in rows] == [False, True, False, True]
+    assert rows[-1]["params"] == BASE_PARAMS
+    assert rows[-1]["realised"] == 1
+    for smaller, larger in itertools.pairwise(rows):
+        assert smaller["params"] < larger["params"]
+        assert smaller["macs"] < larger["macs"]
+        assert all(smaller["widths"][pipe] <= larger["widths"][pipe] for pipe in larger["widths"])
+    for row in rows:
+        assert row["macs_conv_linear"] < row["macs"]
+        assert abs(row["realised"] - row["size"]) < 0.05
+    assert not (tmp_path / "results").exists()
+
+
+def test_sizes_prints_a_table_that_marks_the_reported(tmp_path):
+    done = repro("sizes", *folders(tmp_path))
+    assert done.returncode == 0
+    (whole,) = [line for line in done.stdout.splitlines() if line.split()[:1] == ["1*"]]
+    assert f"{BASE_PARAMS:,}" in whole
+    assert any(line.split()[:1] == ["0.75"] for line in done.stdout.splitlines())
+
+
+def test_size_that_the_plan_cannot_reach_is_refused_with_the_smallest_that_it_can(tmp_path):
+    line = refusal(repro("sizes", "--set", "sizes.trained=[1.0, 0.5, 0.05]", *folders(tmp_path)))
+    assert "size 0.05" in line
+    smallest = float(line.rpartition(" is ")[2])
+    assert 0.2 < smallest < 0.3  # every pipe at a quarter, rounded up to its unit
+    done = repro("sizes", "--json", "--set", f"sizes.trained=[1.0, 0.5, {smallest}]", *folders(tmp_path))
+    assert done.returncode == 0, done.stderr
+
+
+# Status
+
+
+def test_status_before_anything_is_all_missing_and_makes_nothing(tmp_path):
+    done = repro("status", *folders(tmp_path))
+    assert done.returncode == 0
+    *rows, counts = done.stdout.splitlines()
+    # floor, noise, base, ofa_joint; untrained twice at 0.5; ofa and four baselines at 1 and 0.5
+    assert len(rows) == 4 + 2 + 10
+    assert all(row.split()[1] == "missing" for row in rows)
+    assert {row.split()[0].partition("-")[0] for row in rows} == set(METHODS)
+    assert counts.startswith("0 done, 0 running, 0 interrupted, 0 failed, 16 missing")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_status_after_counts_what_is_done_failed_and_interrupted(tmp_path, noise):
+    noise_record(tmp_path).parent.mkdir(parents=True)
+    noise_record(tmp_path).write_text(noise)
+    failed = json.loads(noise) | {"status": "failed", "reason": "the moon was full"}
+    failed["cell"] = {"name": "floor-seed0", "method": "floor", "size": None, "seed": 0}
+    noise_record(tmp_path).with_name("floor-seed0.json").write_text(json.dumps(failed))
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    beat = {"pid": child.pid, "host": os.uname().nodename, "stage": "training", "done": 7, "total": 12, "seconds": {}}
+    (tmp_path / "runs" / "tiny" / "base-1-seed0").mkdir(parents=True)
+    (tmp_path / "runs" / "tiny" / "base-1-seed0" / "heartbeat.json").write_text(json.dumps(beat))
+    done = repro("status", *folders(tmp_path))
+    rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in done.stdout.splitlines()[:-1]}
+    assert rows["noise-seed0"].split()[0] == "done"
+    assert f"fid_classifier {json.loads(noise)['quality']['mean']:.2f}" in rows["noise-seed0"]
+    assert rows["floor-seed0"].startswith("failed")
+    assert "the moon was full" in rows["floor-seed0"]
+    assert rows["base-1-seed0"].startswith("interrupted")
+    assert "training 7/12" in rows["base-1-seed0"]
+    assert done.stdout.splitlines()[-1].startswith("1 done, 0 running, 1 interrupted, 1 failed, 13 missing")
+
+
+# What is in the way
+
+
+@pytest.mark.parametrize("flag", ["--results", "--runs"])
+def test_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_path, flag):
+    (tmp_path / "file").write_text("in the way")
+    other = {"--results": "--runs", "--runs": "--results"}[flag]
+    line = refusal(repro("run", "--methods", "noise", flag, tmp_path / "file", other, tmp_path / "other"))
+    assert str(tmp_path / "file") in line
+    assert "name another" in line
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize("verb", ["run", "status"])
+def test_record_of_another_configuration_is_refused_and_kept(tmp_path, noise, verb):
+    path = noise_record(tmp_path)
+    path.parent.mkdir(parents=True)
+    path.write_text(noise)
+    line = refusal(repro(verb, "--methods", "noise", "--set", "evaluation.samples=44", *folders(tmp_path)))
+    assert str(path) in line
+    assert "evaluation.samples was 40, is 44" in line
+    assert "delete it" in line
+    assert path.read_text() == noise
+
+
+@pytest.mark.parametrize("verb", ["run", "status"])
+def test_corrupt_record_is_refused_and_kept(tmp_path, noise, verb):
+    path = noise_record(tmp_path)
+    path.parent.mkdir(parents=True)
+    path.write_text(noise[: len(noise) // 2])
+    line = refusal(repro(verb, "--methods", "noise", *folders(tmp_path)))
+    assert str(path) in line
+    assert "delete it" in line
+    assert path.read_text() == noise[: len(noise) // 2]
+
+
+def test_failed_cell_has_a_record_and_is_run_again(tmp_path, noise):
+    blocked = tmp_path / "runs" / "tiny" / "noise-seed0"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("in the way")
+    failed = repro("run", "--methods", "noise", *folders(tmp_path))
+    assert failed.returncode == 2
+    assert str(blocked) in failed.stderr
+    record = json.loads(noise_record(tmp_path).read_text())
+    assert record["status"] == "failed"
+    assert str(blocked) in record["reason"]
+    assert record["quality"] is None
+    blocked.unlink()
+    assert repro("run", "--methods", "noise", *folders(tmp_path)).returncode == 0
+    again = json.loads(noise_record(tmp_path).read_text())
+    assert again["status"] == "done"
+    assert again["quality"] == json.loads(noise)["quality"]

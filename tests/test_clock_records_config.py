@@ -1,0 +1,513 @@
+"""The clock, the records, writing files, signs of life and the configuration."""
+
+import json
+import os
+import re
+import resource
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from repro.config import load_config
+from repro.errors import ReproError, RunError
+from repro.harness.clock import PHASES, Clock, device_hours, training_overhead
+from repro.harness.progress import is_alive, read_heartbeat
+from repro.harness.records import read_record, read_records, record_path, write_record
+from repro.harness.storage import sha256_of_file, write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ROOT / "tests" / "tiny.toml"
+
+
+def seconds_of(**named):
+    return dict.fromkeys(PHASES, 0.0) | named
+
+
+def record_named(name="base-1-seed0", **changes):
+    record = {
+        "schema_version": 1,
+        "experiment": "x",
+        "cell": {"name": name, "method": "base", "size": 1.0, "seed": 0},
+        "status": "done",
+        "provenance": {"config_sha256": "c"},
+    }
+    return record | changes
+
+
+# Clock
+
+
+def test_phases_add_up_to_the_wall_time():
+    begun = time.monotonic()
+    clock = Clock()
+    time.sleep(0.1)
+    with clock.phase("train"):
+        time.sleep(0.2)
+        with clock.phase("checkpoint"):
+            time.sleep(0.1)
+        time.sleep(0.1)
+    with clock.phase("evaluate"):
+        time.sleep(0.15)
+    seconds = clock.seconds()
+    wall = time.monotonic() - begun
+    assert set(seconds) == {"prepare", "importance", "train", "checkpoint", "lost", "evaluate"}
+    assert sum(seconds.values()) == pytest.approx(wall, rel=0.02)
+    assert clock.total_sec() == pytest.approx(wall, rel=0.02)
+    assert seconds["train"] >= 0.3  # what is nested is not counted twice
+    assert seconds["train"] < 0.4
+    assert seconds["checkpoint"] >= 0.1
+    assert seconds["evaluate"] >= 0.15
+    assert seconds["prepare"] >= 0.1
+    assert seconds["importance"] == seconds["lost"] == 0
+
+
+def test_phase_ends_when_its_block_raises():
+    clock = Clock()
+    with pytest.raises(ValueError, match="stop"), clock.phase("train"):
+        raise ValueError("stop")
+    trained = clock.seconds()["train"]
+    time.sleep(0.05)
+    assert clock.seconds()["train"] == trained
+    assert clock.seconds()["prepare"] >= 0.05
+
+
+def test_unknown_phase_is_a_broken_invariant():
+    with pytest.raises(AssertionError, match="lunch"), Clock().phase("lunch"):
+        pass
+
+
+def test_clock_counts_from_the_start_that_it_is_given():
+    assert Clock(time.monotonic() - 5).seconds()["prepare"] == pytest.approx(5, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("last_seen", "lost", "evaluate"),
+    [
+        ({}, 0, 3),
+        (seconds_of(prepare=2, importance=1, train=10, checkpoint=1, evaluate=3), 0, 3),
+        (seconds_of(prepare=2, importance=1, train=14, checkpoint=2, evaluate=3), 5, 3),
+        (seconds_of(prepare=2, importance=1, train=14, checkpoint=2, lost=6, evaluate=8), 11, 8),
+        (seconds_of(prepare=2, train=8, evaluate=1), 0, 3),  # older than the checkpoint: nothing was lost after it
+    ],
+)
+def test_resume_adds_what_was_saved_and_counts_what_was_lost(last_seen, lost, evaluate):
+    clock = Clock()
+    clock.resume(seconds_of(prepare=2, importance=1, train=10, checkpoint=1, evaluate=3), last_seen)
+    seconds = clock.seconds()
+    assert seconds.pop("prepare") == pytest.approx(2, abs=0.1)
+    assert seconds == {"importance": 1, "train": 10, "checkpoint": 1, "lost": lost, "evaluate": evaluate}
+
+
+def test_device_hours_count_every_rank():
+    hours = device_hours(seconds_of(train=1800, evaluate=900), ranks=4)
+    assert hours == seconds_of(train=2.0, evaluate=1.0)
+    assert training_overhead(hours) == 2.0
+
+
+def test_training_overhead_is_every_phase_but_evaluate():
+    phases = dict(zip(("prepare", "importance", "train", "checkpoint", "lost", "evaluate"), (1, 2, 4, 8, 16, 32), strict=True))
+    assert training_overhead(phases) == 31
+
+
+# Records
+
+
+def test_record_survives_writing_and_reading(tmp_path):
+    record = record_named(quality={"mean": 1 / 3, "values": [0.1, 2e-17]}, reason=None, text="Fréchet")
+    path = write_record(tmp_path, record)
+    assert path == tmp_path / "base-1-seed0.json" == record_path(tmp_path, "base-1-seed0")
+    assert read_record(path) == record
+    assert [child.name for child in tmp_path.iterdir()] == ["base-1-seed0.json"]
+
+
+def test_records_are_read_in_the_order_of_their_names(tmp_path):
+    for name in ("b", "a", "c"):
+        write_record(tmp_path, record_named(name))
+    assert [record["cell"]["name"] for record in read_records(tmp_path)] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("key", ["schema_version", "experiment", "cell", "status", "provenance"])
+def test_record_that_lacks_a_key_is_refused_by_name(tmp_path, key):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({name: value for name, value in record_named().items() if name != key}))
+    with pytest.raises(ReproError) as caught:
+        read_record(path)
+    assert str(path) in str(caught.value)
+    assert f"'{key}'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (b'{"schema_version": 1,', "not a readable record"),
+        (b"", "not a readable record"),
+        (b"\xff\xfe\x00", "not a readable record"),
+        (b"[1, 2]", "no JSON object"),
+        (json.dumps(record_named(schema_version=2)).encode(), "schema version 2"),
+        (json.dumps(record_named(status="perhaps")).encode(), "'perhaps'"),
+    ],
+)
+def test_unusable_record_is_refused_by_name_and_with_a_remedy(tmp_path, content, names):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(ReproError) as caught:
+        read_records(tmp_path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert names in message
+    assert "delete it" in message
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+
+
+def test_folder_without_records_is_refused_by_name(tmp_path):
+    with pytest.raises(ReproError, match=re.escape(str(tmp_path / "none"))):
+        read_records(tmp_path / "none")
+
+
+def test_record_with_a_number_that_json_lacks_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_record(tmp_path, record_named(quality=float("nan")))
+    assert list(tmp_path.iterdir()) == []
+
+
+# Writing files
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def stop(temporary):
+        temporary.write_bytes(b"half of the n")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, stop)
+    assert path.read_bytes() == b"old"
+    assert [child.name for child in tmp_path.iterdir()] == ["file"]
+
+
+def test_file_is_written_under_another_name_until_it_is_whole(tmp_path):
+    path = tmp_path / "deep" / "er" / "file"
+
+    def content(temporary):
+        temporary.write_bytes(b"new")
+        assert temporary.parent == path.parent
+        assert not path.exists()
+
+    write_atomically(path, content)
+    assert path.read_bytes() == b"new"
+    assert sha256_of_file(path) == "11507a0e2f5e69d5dfa40a62a1bd7b6ee57e6bcd85c67c9b8431b36fff21c437"
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import repro
+from repro.errors import ReproError
+folder = Path(sys.argv[1])
+{prepare}
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    {act}
+except ReproError as error:
+    print(type(error).__name__, error.exit_code, error)
+"""
+
+
+def on_a_full_disk(folder, act, prepare="", environment=None):
+    """Runs a statement in a process that may write no file beyond 4,096 bytes, and returns what it says."""
+    code = FULL_DISK.format(act=act, prepare=prepare)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90
+    )
+    assert "Traceback" not in done.stderr, done.stderr[-2000:]
+    return done.stdout.strip()
+
+
+def test_full_disk_keeps_the_old_file_and_is_a_failure_of_the_run(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    act = "from repro.harness.storage import write_atomically; write_atomically(folder / 'file', bytes(100_000))"
+    said = on_a_full_disk(tmp_path, act)
+    assert said.startswith(f"RunError 1 {path}: no space left")
+    assert "free some space" in said
+    assert path.read_bytes() == b"old"
+    assert [child.name for child in tmp_path.iterdir()] == ["file"]
+
+
+def test_full_disk_while_a_record_is_written_keeps_the_old_record(tmp_path):
+    path = write_record(tmp_path, record_named())
+    before = path.read_bytes()
+    act = f"from repro.harness.records import write_record; write_record(folder, {record_named(reason='x' * 50_000)!r})"
+    assert on_a_full_disk(tmp_path, act).startswith(f"RunError 1 {path}: no space left")
+    assert path.read_bytes() == before
+
+
+def test_full_disk_while_a_network_is_saved_is_a_failure_of_the_run(tmp_path):
+    prepare = (
+        "from repro.config import load_config\n"
+        "from repro.harness.denoiser import build_base, save_denoiser\n"
+        "from repro.harness.diffusion import sampling_scheduler\n"
+        f"config = load_config({str(TINY)!r})\n"
+        "model, scheduler = build_base(config.network, seed=0), sampling_scheduler(config.diffusion, clip_sample=True)\n"
+    )
+    said = on_a_full_disk(tmp_path, "save_denoiser(model, scheduler, folder / 'model')", prepare, os.environ | {"OMP_NUM_THREADS": "1"})
+    assert said.startswith(f"RunError 1 {tmp_path / 'model'}")
+    assert "no space left" in said
+
+
+def test_file_where_a_folder_should_be_is_refused(tmp_path):
+    (tmp_path / "results").write_text("in the way")
+    with pytest.raises(ReproError) as caught:
+        write_record(tmp_path / "results", record_named())
+    assert str(tmp_path / "results") in str(caught.value)
+    assert not isinstance(caught.value, RunError)
+    assert (tmp_path / "results").read_text() == "in the way"
+
+
+def test_folder_where_a_file_should_be_is_refused(tmp_path):
+    path = tmp_path / "base-1-seed0.json"
+    path.mkdir()
+    with pytest.raises(ReproError) as caught:
+        write_record(tmp_path, record_named())
+    assert str(path) in str(caught.value)
+    assert not isinstance(caught.value, RunError)
+    assert [child.name for child in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_folder_that_must_not_be_written_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(ReproError, match="make the folder writable"):
+            write_record(tmp_path / "deeper", record_named())
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_limit_of_this_process_is_untouched():
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+# Signs of life
+
+
+@pytest.mark.parametrize("content", [None, "", "{half", "\x00"])
+def test_missing_or_damaged_heartbeat_is_no_sign_of_life(tmp_path, content):
+    if content is not None:
+        (tmp_path / "heartbeat.json").write_text(content)
+    assert read_heartbeat(tmp_path) == {}
+    assert not is_alive(read_heartbeat(tmp_path))
+
+
+def test_heartbeat_tells_a_living_process_from_a_dead_one_and_from_another_machine(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    beat = {"pid": child.pid, "host": socket.gethostname(), "stage": "training", "done": 1, "total": 2}
+    try:
+        (tmp_path / "heartbeat.json").write_text(json.dumps(beat))
+        assert read_heartbeat(tmp_path) == beat
+        assert is_alive(beat)
+        assert not is_alive(beat | {"host": "another-machine"})
+    finally:
+        child.kill()
+        child.communicate()
+    assert not is_alive(beat)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may signal anyone")
+def test_process_of_another_user_is_alive():
+    assert is_alive({"pid": 1, "host": socket.gethostname()})
+
+
+# Configuration
+
+
+def refused(*overrides, path=TINY):
+    with pytest.raises(ReproError) as caught:
+        load_config(str(path), list(overrides))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+    return message
+
+
+def test_shipped_digits_loads():
+    config = load_config("digits")
+    assert config.name == "digits"
+    assert config.network.block_out_channels == (32, 64)
+    assert config.sizes.trained == (1.0, 0.75, 0.5, 0.25)
+    assert config.evaluation.samples == 1797
+    assert not config.trial
+
+
+def test_unknown_configuration_is_named_beside_the_known_ones():
+    with pytest.raises(ReproError, match=r"--config digit: .*digits"):
+        load_config("digit")
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "near"),
+    [
+        ("evaluation.sample=5", "evaluation.sample", "evaluation.samples"),
+        ("ofa_training.stepps=5", "ofa_training.stepps", "ofa_training.steps"),
+        ("allocation.rules='x'", "allocation.rules", "allocation.rule"),
+        ("evaluations.samples=5", "evaluations", "evaluation"),
+    ],
+)
+def test_unknown_key_is_named_with_the_nearest(override, key, near):
+    message = refused(override)
+    assert f"'{key}'" in message
+    assert f"did you mean '{near}'" in message
+    assert str(TINY) in message
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("evaluation.samples='many'", "evaluation.samples"),
+        ("evaluation.samples=4.5", "evaluation.samples"),
+        ("evaluation.samples=true", "evaluation.samples"),
+        ("evaluation.clip_sample=1", "evaluation.clip_sample"),
+        ("base_training.learning_rate='fast'", "base_training.learning_rate"),
+        ("sizes.trained=1.0", "sizes.trained"),
+        ("sizes.trained=['all']", "sizes.trained"),
+        ("network=5", "network"),
+        ("name=5", "name"),
+        ("trial=0", "trial"),
+    ],
+)
+def test_value_of_the_wrong_kind_is_refused_by_key(override, key):
+    assert f"{key}: must be" in refused(override)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.name", "faces"),
+        ("network.down_block_types", '["DownBlock2D"]'),
+        ("network.dropout", "1.0"),
+        ("network.norm_num_groups", "3"),
+        ("network.up_block_types", '["NoBlock2D", "UpBlock2D"]'),
+        ("diffusion.num_train_timesteps", "0"),
+        ("diffusion.beta_schedule", "nonsense"),
+        ("base.source", "elsewhere"),
+        ("sizes.trained", "[]"),
+        ("sizes.trained", "[1.0, 0.5, 1.5]"),
+        ("sizes.trained", "[1.0, 0.5, 0.0]"),
+        ("sizes.trained", "[1.0, 0.5, 0.5]"),
+        ("sizes.reported", "[1.0, 0.6]"),
+        ("importance.images", "0"),
+        ("importance.batch_size", "0"),
+        ("allocation.rule", "fair"),
+        ("allocation.floor", "0.0"),
+        ("allocation.floor", "1.5"),
+        ("sampling_law.law", "murphy"),
+        ("sampling_law.m", "0.0"),
+        ("sampling_law.sandwich_random", "-1"),
+        ("base_training.steps", "0"),
+        ("base_training.batch_size", "-4"),
+        ("base_training.learning_rate", "0.0"),
+        ("base_training.learning_rate", "nan"),
+        ("base_training.learning_rate", "inf"),
+        ("base_training.warmup_steps", "-1"),
+        ("base_training.gradient_clipping", "-1.0"),
+        ("ofa_training.ema_decay", "1.0"),
+        ("ofa_training.dropout", "-0.1"),
+        ("ofa_training.schedule", "linear"),
+        ("baseline_training.zero_stage", "3"),
+        ("baseline_training.checkpoint_every_steps", "0"),
+        ("pruning.images", "0"),
+        ("pruning.threshold", "1.0"),
+        ("evaluation.metric", "fidd"),
+        ("evaluation.samples", "1"),
+        ("evaluation.sampling_seeds", "[]"),
+        ("evaluation.batch_size", "0"),
+        ("evaluation.sampler_steps", "0"),
+        ("evaluation.sampler_steps", "1001"),
+        ("evaluation.spacing", "cubic"),
+        ("classifier.held_out", "1.0"),
+        ("classifier.width", "0"),
+        ("classifier.steps", "0"),
+        ("classifier.least_accuracy", "1.5"),
+    ],
+)
+def test_value_out_of_range_is_refused_by_key(key, value):
+    assert f"{key}: " in refused(f"{key}={value}")
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".", "a b", "", "a\\\\b"])
+def test_name_that_could_leave_its_folder_is_refused(name):
+    assert "name: " in refused(f'name="{name}"')
+
+
+def test_missing_key_is_named(tmp_path):
+    path = tmp_path / "less.toml"
+    path.write_text(TINY.read_text().replace("sample_size = 8\n", ""))
+    assert "'network.sample_size' is missing" in refused(path=path)
+    path.write_text(TINY.read_text().replace('name = "tiny"\n', ""))
+    assert "'name' is missing" in refused(path=path)
+
+
+@pytest.mark.parametrize("content", [b"name = ", b"name = 'x'\nname = 'y'", b"\xff\xfe"])
+def test_file_that_is_no_toml_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "bad.toml"
+    path.write_bytes(content)
+    assert str(path) in refused(path=path)
+
+
+def test_overrides_take_numbers_texts_with_and_without_quotes_and_lists():
+    overrides = [
+        *("evaluation.samples=41", "base_training.learning_rate=5", "sampling_law.m=2.5", "trial=false"),
+        *('allocation.rule="uniform"', "sampling_law.law=sandwich", "evaluation.sampling_seeds=[3, 4]", "name=other"),
+    ]
+    config = load_config(str(TINY), overrides)
+    assert config.evaluation.samples == 41
+    assert config.base_training.learning_rate == 5.0
+    assert isinstance(config.base_training.learning_rate, float)
+    assert config.sampling_law.m == 2.5
+    assert config.trial is False
+    assert config.allocation.rule == "uniform"
+    assert config.sampling_law.law == "sandwich"
+    assert config.evaluation.sampling_seeds == (3, 4)
+    assert config.name == "other"
+
+
+def test_later_override_wins():
+    assert load_config(str(TINY), ["evaluation.samples=41", "evaluation.samples=42"]).evaluation.samples == 42
+
+
+@pytest.mark.parametrize("override", ["evaluation.samples", "nowhere.samples=5", "name.first=5", "evaluation.samples.more=5"])
+def test_override_that_cannot_be_followed_is_refused(override):
+    assert override.partition("=")[0].split(".")[0] in refused(override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("name=other", "trial=false", "base.seed=1", "evaluation.samples=41", "evaluation.sampling_seeds=[1]", "allocation.floor=0.26"),
+        *("base_training.steps=13", "ofa_training.steps=9", "network.freq_shift=1", "classifier.seed=1", "diffusion.beta_end=0.021"),
+    ],
+)
+def test_hash_changes_with_any_value(override):
+    assert load_config(str(TINY), [override]).sha256() != load_config(str(TINY)).sha256()
+
+
+def test_hash_does_not_change_with_the_order_of_keys_or_how_a_default_is_written(tmp_path):
+    path = tmp_path / "turned.toml"
+    head, *sections = re.split(r"^(?=\[)", TINY.read_text(), flags=re.MULTILINE)
+    turned = ["\n".join([lines[0], *reversed(lines[1:])]) for lines in (section.strip().splitlines() for section in reversed(sections))]
+    path.write_text("\n".join([head, *turned]))
+    assert load_config(str(path)).sha256() == load_config(str(TINY)).sha256()
+    assert load_config(str(TINY), ["sampling_law.m=3"]).sha256() == load_config(str(TINY)).sha256()
+    assert re.fullmatch(r"[0-9a-f]{64}", load_config(str(TINY)).sha256())
+
+
+def test_configuration_cannot_be_changed_once_made():
+    with pytest.raises(AttributeError):
+        load_config(str(TINY)).evaluation.samples = 5

@@ -1,0 +1,541 @@
+"""The training loop: against a plain loop, over ranks, and through crashes."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from ranks import KINDS, SIZES, STEPS, StoppedError, network, quiet, run_of, settings, sizes_of, stop_at, weights
+from safetensors import safe_open
+
+from repro.cli import main
+from repro.config import Training, load_config
+from repro.errors import ReproError
+from repro.harness.clock import Clock
+from repro.harness.training import Run, train
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ROOT / "tests" / "tiny.toml"
+OVERHEAD = ("prepare", "importance", "train", "checkpoint", "lost")
+# Its own deprecated decorator, when DeepSpeed's ZeRO (through torch.compile) first imports torch.utils.mkldnn.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def environment(**more):
+    inherited = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    return inherited | {"OMP_NUM_THREADS": "1"} | more
+
+
+def command(folder, *overrides, methods="base"):
+    sets = [part for override in overrides for part in ("--set", override)]
+    folders = ["--results", str(folder / "results"), "--runs", str(folder / "runs")]
+    return ["run", "--config", str(TINY), "--methods", methods, *folders, *sets]
+
+
+def start(folder, *overrides):
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "output.txt").open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "repro", *command(folder, *overrides)], cwd=ROOT, env=environment(), stdout=output, stderr=output
+        )
+
+
+def finish(folder, *overrides):
+    begun = time.monotonic()
+    process = start(folder, *overrides)
+    try:
+        code = process.wait(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    assert code == 0, (folder / "output.txt").read_text()
+    return time.monotonic() - begun
+
+
+def kill_once(folder, ready, *overrides):
+    """Starts a run, kills it with SIGKILL as soon as `ready()`, and returns how long it lived."""
+    begun = time.monotonic()
+    process = start(folder, *overrides)
+    try:
+        while not ready():
+            assert process.poll() is None, f"ended before it could be killed: {(folder / 'output.txt').read_text()}"
+            assert time.monotonic() - begun < 90, "never came to the point where it should be killed"
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        code = process.wait()
+    assert code == -signal.SIGKILL
+    return time.monotonic() - begun
+
+
+def cell_folder(folder):
+    return folder / "runs" / "tiny" / "base-1-seed0"
+
+
+def record_of(folder):
+    return json.loads((folder / "results" / "tiny" / "base-1-seed0.json").read_text())
+
+
+def model_bytes(folder):
+    return (cell_folder(folder) / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+
+
+def heartbeat(folder):
+    path = cell_folder(folder) / "heartbeat.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def checkpoint_progress(folder):
+    path = cell_folder(folder) / "checkpoint.safetensors"
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["progress"])
+
+
+def overhead_sec(seconds):
+    return sum(seconds[name] for name in OVERHEAD)
+
+
+def phases_sec(record):
+    return {name: 3600 * hours for name, hours in record["cost"]["phases_device_hours"].items()}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Two threads on a shared machine wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def gap(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+def settled(weights):
+    """Leaves out the bias of keys: softmax takes it away, so its gradient is rounding error and Adam makes a whole step of that."""
+    return {name: value for name, value in weights.items() if not name.endswith("to_k.bias")}
+
+
+# Against a plain loop
+
+
+def plain_loop(module, loss_of, *, steps, learning_rate, warmup, cosine, clip, decay):
+    """Adam, warm-up, cosine, clipping and EMA, each as its textbook has it; returns the EMA and the losses."""
+    parameters = dict(module.named_parameters())
+    optimizer = torch.optim.Adam(parameters.values(), lr=learning_rate)
+    shadow = {name: value.detach().clone() for name, value in parameters.items()}
+    losses, bites = [], 0
+    module.train()
+    for step in range(steps):
+        factor = min(1.0, step / warmup)
+        if cosine and step >= warmup:
+            factor = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+        optimizer.param_groups[0]["lr"] = learning_rate * factor
+        optimizer.zero_grad()
+        loss = loss_of(module, step)
+        loss.backward()
+        losses.append(loss.item())
+        if clip:
+            norm = math.sqrt(sum(float(value.grad.double().square().sum()) for value in parameters.values()))
+            bites += norm > clip
+            for value in parameters.values():
+                value.grad *= min(1.0, clip / (norm + 1e-6))
+        optimizer.step()
+        # diffusers' EMAModel: the first update copies, later ones use min(decay, (1 + n) / (10 + n)) with n the updates before.
+        keep = 0.0 if step == 0 else min(decay, (1 + step) / (10 + step))
+        for name, value in parameters.items():
+            shadow[name] = keep * shadow[name] + (1 - keep) * value.detach()
+    return shadow, losses, bites
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("clip", [0.0, 0.3])
+def test_loop_equals_a_plain_torch_loop(tiny, schedule, clip):
+    run, budget = run_of(tiny, "base"), {"steps": 8, "learning_rate": 3e-3}
+
+    def loss_of(module, step):
+        batch = run.batches(step)
+        return (module(batch.noisy, batch.timesteps).sample - batch.noise).square().mean()
+
+    def reference(clip):
+        module = network(tiny, "base")
+        return plain_loop(module, loss_of, **budget, warmup=3, cosine=schedule == "cosine", clip=clip, decay=0.25)
+
+    expected, losses, bites = reference(clip)
+    module = network(tiny, "base")
+    trained = train(
+        module,
+        run,
+        Training(**budget, batch_size=8, warmup_steps=3, schedule=schedule, gradient_clipping=clip, ema_decay=0.25),
+        Clock(),
+        quiet,
+    )
+    assert gap(settled(weights(module)), settled(expected)) < 1e-5
+    assert [step for step, _ in trained.curve] == list(range(1, 9))
+    np.testing.assert_allclose([loss for _, loss in trained.curve], losses, atol=1e-5)
+    if clip:
+        assert bites == 8
+        assert gap(settled(expected), settled(reference(0.0)[0])) > 1e-4  # clipping matters here, so that the comparison means something
+
+
+def test_curve_points_are_mean_losses_and_at_most_about_fifty(tiny):
+    losses = []
+
+    def loss(module, _batch, step):
+        losses.append((step % 7) + module.weight.sum() * 0)
+        return losses[-1]
+
+    budget = Training(steps=120, batch_size=1, learning_rate=1e-3)
+    trained = train(torch.nn.Linear(1, 1), Run(identity="x", seed=0, batches=lambda step: step, loss=loss), budget, Clock(), quiet)
+    expected = [[step, ((step - 2) % 7 + (step - 1) % 7) / 2] for step in range(2, 121, 2)]
+    assert trained.curve == expected
+    assert trained.final_loss == expected[-1][1]
+
+
+def test_dropout_depends_on_the_step_alone(tiny):
+    def trained(noise):
+        torch.manual_seed(noise)
+        module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.fill_(0.1)
+        run = Run(identity="x", seed=4, batches=lambda _step: torch.ones(4, 8), loss=lambda m, batch, _step: (m(batch) - 3).square().mean())
+        train(module, run, Training(steps=5, batch_size=4, learning_rate=0.1, dropout=0.5), Clock(), quiet)
+        return weights(module)
+
+    assert gap(trained(0), trained(1)) == 0
+
+
+# Over ranks
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """The folder that two gloo ranks left."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    processes = []
+    try:
+        for rank in range(2):
+            variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            with (folder / f"output-{rank}.txt").open("wb") as output:
+                script = [sys.executable, str(ROOT / "tests" / "ranks.py"), str(folder)]
+                variables["PYTHONPATH"] = str(ROOT)
+                processes.append(subprocess.Popen(script, cwd=folder, env=environment(**variables), stdout=output, stderr=output))
+        codes = [process.wait(timeout=200) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert codes == [0, 0], "\n".join((folder / f"output-{rank}.txt").read_text()[-3000:] for rank in range(2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_rank():
+    """EMA weights and curve of one rank on the same global batches, for each kind."""
+    config = load_config(str(TINY))
+    outcome = {}
+    for kind in KINDS:
+        module = network(config, kind)
+        trained = train(module, run_of(config, kind), settings(0), Clock(), quiet)
+        outcome[kind] = weights(module), trained.curve
+    return outcome
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_equal_one_on_the_same_global_batch(two_ranks, one_rank, tiny, kind, stage):
+    expected, curve = one_rank[kind]
+    ours = safetensors.torch.load_file(two_ranks / f"{kind}-{stage}.safetensors")
+    assert gap(settled(ours), settled(expected)) < 1e-4
+    assert gap(settled(expected), settled(weights(network(tiny, kind)))) > 1e-3  # the run moves the weights by more than the tolerance
+    their_curve = json.loads((two_ranks / f"{kind}-{stage}.json").read_text())
+    np.testing.assert_allclose(their_curve, curve, atol=1e-4)
+
+
+def test_sizes_change_from_step_to_step_in_the_runs_over_ranks():
+    assert len({sizes_of("linear", step) for step in range(STEPS)}) > 1
+    sandwiches = [sizes_of("sandwich", step) for step in range(STEPS)]
+    assert all(len(sizes) == 3 and sizes[0] == max(SIZES) and sizes[-1] == min(SIZES) for sizes in sandwiches)
+    assert len(set(sandwiches)) > 1
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_two_ranks_resume_into_the_weights_of_an_uninterrupted_run(two_ranks, stage):
+    resumed = (two_ranks / f"resumed-{stage}.safetensors").read_bytes()
+    assert resumed == (two_ranks / f"linear-{stage}.safetensors").read_bytes()
+
+
+def test_batch_that_ranks_cannot_share_is_refused_on_every_rank(two_ranks):
+    for rank in range(2):
+        reason = (two_ranks / f"uneven-{rank}.txt").read_text()
+        assert "batch_size" in reason
+        assert "7" in reason
+        assert "2 ranks" in reason
+
+
+def test_zero_stage_3_is_refused_when_the_configuration_is_loaded():
+    with pytest.raises(ReproError, match="stage 3 partitions the parameters"):
+        load_config(str(TINY), ["ofa_training.zero_stage=3"])
+
+
+# Resume, in this process
+
+
+@pytest.mark.parametrize(("kind", "stage"), [("base", 0), ("base", 1), ("base", 2), ("linear", 0), ("linear", 1), ("sandwich", 0)])
+def test_resumed_run_has_the_weights_ema_and_moments_of_an_uninterrupted_one(tiny, tmp_path, kind, stage):
+    budget = settings(stage, checkpoint_every_steps=2)
+    whole = network(tiny, kind)
+    straight = train(whole, run_of(tiny, kind, folder=tmp_path / "whole"), budget, Clock(), quiet)
+    run = run_of(tiny, kind, folder=tmp_path / "broken")
+    with pytest.raises(StoppedError):
+        train(network(tiny, kind), run, budget, Clock(), stop_at(3))
+    fresh = network(tiny, kind)
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.zero_()  # nothing of the start may matter any more
+    resumed = train(fresh, run, budget, Clock(), quiet)
+    assert gap(weights(fresh), weights(whole)) == 0
+    assert (resumed.lives, straight.lives) == (2, 1)
+    assert resumed.curve == straight.curve
+    ours, theirs = (safetensors.torch.load_file(tmp_path / name / "checkpoint.safetensors") for name in ("broken", "whole"))
+    assert {name.partition("/")[0] for name in ours} == {"param", "ema", "exp_avg", "exp_avg_sq"}
+    assert gap(ours, theirs) == 0
+
+
+def test_resumed_curve_equals_an_uninterrupted_one_where_checkpoints_fall_between_its_points(tmp_path):
+    def run(folder):
+        return Run(
+            identity="x", seed=0, batches=lambda step: step, loss=lambda m, _batch, step: m.weight.sum() * 0 + step % 7, folder=folder
+        )
+
+    budget = Training(steps=100, batch_size=1, learning_rate=1e-3, checkpoint_every_steps=51)
+    straight = train(torch.nn.Linear(1, 1), run(tmp_path / "whole"), budget, Clock(), quiet)
+    with pytest.raises(StoppedError):
+        train(torch.nn.Linear(1, 1), run(tmp_path / "broken"), budget, Clock(), stop_at(60))
+    resumed = train(torch.nn.Linear(1, 1), run(tmp_path / "broken"), budget, Clock(), quiet)
+    assert resumed.curve == straight.curve
+
+
+def test_three_lives_are_counted(tiny, tmp_path):
+    run, budget = run_of(tiny, "base", folder=tmp_path), settings(0, checkpoint_every_steps=2)
+    for last in (3, 5):
+        with pytest.raises(StoppedError):
+            train(network(tiny, "base"), run, budget, Clock(), stop_at(last))
+    assert train(network(tiny, "base"), run, budget, Clock(), quiet).lives == 3
+
+
+def test_resume_takes_over_the_clock_of_the_checkpoint(tiny, tmp_path):
+    budget = settings(0, checkpoint_every_steps=4)
+    with pytest.raises(StoppedError):
+        train(network(tiny, "base"), run_of(tiny, "base", folder=tmp_path), budget, Clock(), stop_at(5))
+    with safe_open(tmp_path / "checkpoint.safetensors", framework="pt") as file:
+        saved = json.loads(file.metadata()["progress"])["seconds"]
+    last_seen = saved | {"train": saved["train"] + 7.0, "evaluate": saved["evaluate"] + 2.0}
+    run = run_of(tiny, "base", folder=tmp_path)
+    clock = Clock()
+    train(network(tiny, "base"), Run(**{**vars(run), "last_seen": last_seen}), budget, clock, quiet)
+    seconds = clock.seconds()
+    assert seconds["lost"] == pytest.approx(7.0, abs=1e-6)
+    assert seconds["evaluate"] == pytest.approx(saved["evaluate"] + 2.0, abs=1e-6)
+    assert seconds["train"] > saved["train"]
+
+
+# Resume, after SIGKILL
+
+LONG = ("base_training.steps=300", "base_training.checkpoint_every_steps=100")
+
+
+@pytest.fixture(scope="module")
+def killed_while_training(tmp_path_factory):
+    """A run that was killed in the middle of training and run again: its folder, what the kill left, and the seconds of both lives."""
+    folder = tmp_path_factory.mktemp("killed")
+
+    def ready():
+        saved, beat = checkpoint_progress(folder), heartbeat(folder)
+        return saved and beat and beat["stage"] == "training" and beat["done"] > saved["step"]
+
+    first = kill_once(folder, ready, *LONG)
+    left = {"progress": checkpoint_progress(folder), "beat": heartbeat(folder)}
+    shutil.copy(cell_folder(folder) / "checkpoint.safetensors", folder / "copy.safetensors")
+    second = finish(folder, *LONG)
+    return folder, left, first, second
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The same run, never killed: its folder."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    finish(folder, *LONG)
+    return folder
+
+
+def test_killed_run_ends_in_the_same_bytes_as_an_uninterrupted_one(killed_while_training, uninterrupted):
+    folder, left, *_ = killed_while_training
+    assert 100 <= left["progress"]["step"] < 300
+    assert model_bytes(folder) == model_bytes(uninterrupted)
+    ours, theirs = record_of(folder), record_of(uninterrupted)
+    assert ours["quality"] == theirs["quality"]
+    assert ours["size"] == theirs["size"]
+
+
+def test_killed_run_records_the_curve_of_an_uninterrupted_one(killed_while_training, uninterrupted):
+    ours, theirs = (np.array(record_of(folder)["training"]["curve"]) for folder in (killed_while_training[0], uninterrupted))
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_killed_run_counts_its_lives_and_leaves_no_checkpoint(killed_while_training, uninterrupted):
+    folder, *_ = killed_while_training
+    assert record_of(folder)["provenance"]["lives"] == 2
+    assert record_of(folder)["training"]["lives"] == 2
+    assert record_of(uninterrupted)["provenance"]["lives"] == 1
+    assert sorted(path.name for path in cell_folder(folder).iterdir()) == ["made.json", "model"]
+
+
+def test_killed_run_pays_for_the_work_that_was_repeated(killed_while_training, uninterrupted):
+    folder, left, first, second = killed_while_training
+    phases, saved = phases_sec(record_of(folder)), left["progress"]["seconds"]
+    assert phases["lost"] == pytest.approx(overhead_sec(left["beat"]["seconds"]) - overhead_sec(saved), abs=1e-3)
+    assert phases["lost"] > 0
+    for name in ("prepare", "importance", "train", "checkpoint", "evaluate"):
+        assert phases[name] >= saved[name]
+    assert phases["train"] > saved["train"]
+    assert overhead_sec(phases) >= overhead_sec(left["beat"]["seconds"])
+    assert 0.7 * second < sum(phases.values()) <= first + second
+    straight = phases_sec(record_of(uninterrupted))
+    assert straight["lost"] == 0
+    assert straight["checkpoint"] > 0
+
+
+def test_run_killed_before_its_first_checkpoint_pays_for_what_was_lost(tmp_path):
+    overrides = ("base_training.steps=150", "base_training.checkpoint_every_steps=1000")
+    kill_once(tmp_path, lambda: (heartbeat(tmp_path) or {"done": 0})["done"] > 20, *overrides)
+    beat = heartbeat(tmp_path)
+    assert beat["seconds"]["train"] > 0
+    finish(tmp_path, *overrides)
+    record = record_of(tmp_path)
+    assert phases_sec(record)["lost"] >= overhead_sec(beat["seconds"]) - 1e-3
+    assert record["provenance"]["lives"] == 2
+
+
+SAMPLING = ("base_training.steps=4", "evaluation.samples=400", "evaluation.batch_size=4", "evaluation.sampler_steps=4")
+
+
+@pytest.fixture(scope="module")
+def killed_while_sampling(tmp_path_factory):
+    """A run that was killed twice while it sampled; between its lives the first 16 samples are painted grey."""
+    folder = tmp_path_factory.mktemp("sampling")
+    samples = cell_folder(folder) / "samples"
+    made = cell_folder(folder) / "made.json"
+    kill_once(folder, lambda: len(list(samples.glob("*.npy"))) >= 6, *SAMPLING)
+    times = [made.stat().st_mtime_ns]
+    seen = len(list(samples.glob("*.npy")))
+    for start_index in range(0, 16, 4):
+        path = samples / f"seed0-{start_index:06d}.npy"
+        assert np.load(path).shape == (4, 1, 8, 8)
+        np.save(path, np.full((4, 1, 8, 8), 77, dtype=np.uint8))
+    kill_once(folder, lambda: len(list(samples.glob("*.npy"))) >= seen + 3, *SAMPLING)
+    seconds = heartbeat(folder)["seconds"]
+    finish(folder, *SAMPLING)
+    times.append(made.stat().st_mtime_ns)
+    return folder, times, seconds
+
+
+def test_run_killed_while_sampling_is_not_trained_again(killed_while_sampling):
+    folder, times, seconds = killed_while_sampling
+    assert times[0] == times[1]
+    phases = phases_sec(record_of(folder))
+    made = json.loads((cell_folder(folder) / "made.json").read_text())["seconds"]
+    assert phases["train"] == pytest.approx(made["train"], abs=1e-6)
+    assert phases["evaluate"] > seconds["evaluate"] > made["evaluate"]
+
+
+def test_run_killed_while_sampling_takes_up_the_samples_that_it_has(killed_while_sampling):
+    folder, *_ = killed_while_sampling
+    strip = np.asarray(Image.open(folder / "results" / "tiny" / "samples" / "base-1-seed0.png"))
+    assert strip.shape == (8, 16 * 8)
+    assert (strip == 77).all()
+    assert record_of(folder)["quality"]["n_samples"] == 400
+
+
+def test_every_life_of_a_run_that_was_killed_twice_while_sampling_is_counted(killed_while_sampling):
+    folder, *_ = killed_while_sampling
+    assert record_of(folder)["provenance"]["lives"] == 3
+
+
+# What is refused
+
+
+def error_lines(capsys):
+    output = capsys.readouterr()
+    assert "Traceback" not in output.err + output.out
+    return [line for line in output.err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+
+
+def test_nan_loss_ends_in_one_line_and_a_record_that_says_why(tmp_path):
+    arguments = command(tmp_path, "base_training.learning_rate=1e30")
+    done = subprocess.run(
+        [sys.executable, "-m", "repro", *arguments], check=False, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr + done.stdout
+    lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: base-1-seed0: the loss became ")
+    assert "learning_rate" in lines[0]
+    record = record_of(tmp_path)
+    assert record["status"] == "failed"
+    assert record["reason"].startswith("the loss became ")
+    assert record["quality"] is None
+    assert not (cell_folder(tmp_path) / "made.json").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "header"])
+def test_damaged_checkpoint_is_refused_by_name(killed_while_training, tmp_path, capsys, damage):
+    content = (killed_while_training[0] / "copy.safetensors").read_bytes()
+    path = cell_folder(tmp_path) / "checkpoint.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(
+        {
+            "truncated": content[: len(content) // 2],
+            "garbage": b"\x07" * 1000,
+            "empty": b"",
+            "header": safetensors.torch.save({"param/x": torch.zeros(1)}),
+        }[damage]
+    )
+    before = path.read_bytes()
+    assert main(command(tmp_path, *LONG)) == 2
+    (line,) = error_lines(capsys)
+    assert str(path) in line
+    assert "delete it" in line
+    assert path.read_bytes() == before
+    assert record_of(tmp_path)["status"] == "failed"
+
+
+def test_checkpoint_of_another_configuration_is_refused_by_name(killed_while_training, tmp_path, capsys):
+    path = cell_folder(tmp_path) / "checkpoint.safetensors"
+    path.parent.mkdir(parents=True)
+    shutil.copy(killed_while_training[0] / "copy.safetensors", path)
+    assert main(command(tmp_path, "base_training.steps=299", "base_training.checkpoint_every_steps=100")) == 2
+    (line,) = error_lines(capsys)
+    assert str(path) in line
+    assert "another configuration" in line
