@@ -6,11 +6,14 @@ Only the parser is built before a verb is known, so that `--help` is quick.
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from repro.config import SHIPPED, load_config
 from repro.errors import ReproError
 
+Number = TypeVar("Number", int, float)
 STARTED = time.monotonic()
 DEFAULT_METHODS = ("floor", "noise", "base", "untrained", "untrained_random", "ofa", "diff_pruning", "random")
 EPILOG = """examples:
@@ -176,8 +179,15 @@ def _names(text: str) -> list[str]:
 
 
 def _floats(text: str) -> list[float]:
-    return [float(value) for value in text.split(",")]
+    return _numbers(text, float)
 
 
 def _integers(text: str) -> list[int]:
-    return [int(value) for value in text.split(",")]
+    return _numbers(text, int)
+
+
+def _numbers(text: str, kind: Callable[[str], Number]) -> list[Number]:
+    try:
+        return [kind(value) for value in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers; write them as 1,2") from error

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -17,6 +18,8 @@ from typing import Any
 from repro.errors import ReproError
 
 SHIPPED = Path(__file__).parent / "configs"
+DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
+UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,7 @@ class Data:
     name: str = "digits"
 
     def __post_init__(self) -> None:
-        _one_of("data.name", self.name, ("digits",))
+        _one_of("name", self.name, ("digits",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +52,14 @@ class Network:
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
-        _check("network.down_block_types", len(self.down_block_types) == levels, f"needs one entry for each of the {levels} widths")
-        _check("network.up_block_types", len(self.up_block_types) == levels, f"needs one entry for each of the {levels} widths")
-        _check("network.dropout", 0 <= self.dropout < 1, "must lie in [0, 1)")
+        _check("down_block_types", len(self.down_block_types) == levels, f"needs one entry for each of the {levels} widths")
+        _check("up_block_types", len(self.up_block_types) == levels, f"needs one entry for each of the {levels} widths")
+        _check("dropout", 0 <= self.dropout < 1, "must lie in [0, 1)")
+        for key, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+            for block in getattr(self, key):
+                _one_of(key, block, known)
+        fits = self.norm_num_groups >= 1 and all(width % self.norm_num_groups == 0 for width in self.block_out_channels)
+        _check("norm_num_groups", fits, f"must divide every width in block_out_channels, {self.block_out_channels}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +71,11 @@ class Diffusion:
     beta_start: float = 1e-4
     beta_end: float = 0.02
 
+    def __post_init__(self) -> None:
+        _check("num_train_timesteps", self.num_train_timesteps >= 1, "must be at least 1")
+        _one_of("beta_schedule", self.beta_schedule, ("linear", "scaled_linear", "squaredcos_cap_v2"))
+        _check("beta_start", 0 < self.beta_start <= self.beta_end < 1, "needs 0 < beta_start <= beta_end < 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
@@ -73,11 +86,11 @@ class Sizes:
 
     def __post_init__(self) -> None:
         for key, sizes in (("trained", self.trained), ("reported", self.reported)):
-            _check(f"sizes.{key}", bool(sizes), "needs at least one size")
-            _check(f"sizes.{key}", all(0 < size <= 1 for size in sizes), "every size must lie in (0, 1]")
-            _check(f"sizes.{key}", len(set(sizes)) == len(sizes), "names a size twice")
+            _check(key, bool(sizes), "needs at least one size")
+            _check(key, all(0 < size <= 1 for size in sizes), "every size must lie in (0, 1]")
+            _check(key, len(set(sizes)) == len(sizes), "names a size twice")
         extra = sorted(set(self.reported) - set(self.trained))
-        _check("sizes.reported", not extra, f"{extra} are not among sizes.trained; add them there or leave them out here")
+        _check("reported", not extra, f"{extra} are not among sizes.trained; add them there or leave them out here")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +101,8 @@ class ImportanceSettings:
     batch_size: int = 128
 
     def __post_init__(self) -> None:
-        _check("importance.images", self.images >= 1, "must be at least 1")
-        _check("importance.batch_size", self.batch_size >= 1, "must be at least 1")
+        _check("images", self.images >= 1, "must be at least 1")
+        _check("batch_size", self.batch_size >= 1, "must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +113,8 @@ class Allocation:
     floor: float = 0.25
 
     def __post_init__(self) -> None:
-        _one_of("allocation.rule", self.rule, ("gradual", "formula5", "uniform"))
-        _check("allocation.floor", 0 < self.floor <= 1, "must lie in (0, 1]")
+        _one_of("rule", self.rule, ("gradual", "formula5", "uniform"))
+        _check("floor", 0 < self.floor <= 1, "must lie in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +126,9 @@ class SamplingLaw:
     sandwich_random: int = 2
 
     def __post_init__(self) -> None:
-        _one_of("sampling_law.law", self.law, ("linear", "uniform", "sandwich"))
-        _check("sampling_law.m", self.m > 0, "must be positive")
-        _check("sampling_law.sandwich_random", self.sandwich_random >= 0, "must not be negative")
+        _one_of("law", self.law, ("linear", "uniform", "sandwich"))
+        _check("m", self.m > 0, "must be positive")
+        _check("sandwich_random", self.sandwich_random >= 0, "must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +149,15 @@ class Training:
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size", "checkpoint_every_steps"):
-            _check(f"training.{key}", getattr(self, key) >= 1, "must be at least 1")
-        _check("training.learning_rate", self.learning_rate > 0, "must be positive")
-        _check("training.ema_decay", 0 <= self.ema_decay < 1, "must lie in [0, 1)")
-        _check("training.dropout", 0 <= self.dropout < 1, "must lie in [0, 1)")
-        _one_of("training.schedule", self.schedule, ("constant", "cosine"))
+            _check(key, getattr(self, key) >= 1, "must be at least 1")
+        _check("learning_rate", 0 < self.learning_rate < math.inf, "must be positive and finite")
+        _check("warmup_steps", self.warmup_steps >= 0, "must not be negative")
+        _check("gradient_clipping", self.gradient_clipping >= 0, "must not be negative; 0 clips nothing")
+        _check("ema_decay", 0 <= self.ema_decay < 1, "must lie in [0, 1)")
+        _check("dropout", 0 <= self.dropout < 1, "must lie in [0, 1)")
+        _one_of("schedule", self.schedule, ("constant", "cosine"))
         _check(
-            "training.zero_stage",
+            "zero_stage",
             self.zero_stage in (0, 1, 2),
             "must be 0, 1 or 2; stage 3 partitions the parameters, and a supernet gathers slices of whole ones",
         )
@@ -156,7 +171,7 @@ class Base:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("base.source", self.source, ("train",))
+        _one_of("source", self.source, ("train",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,8 +182,8 @@ class Pruning:
     threshold: float = 0.05
 
     def __post_init__(self) -> None:
-        _check("pruning.images", self.images >= 1, "must be at least 1")
-        _check("pruning.threshold", 0 <= self.threshold < 1, "must lie in [0, 1)")
+        _check("images", self.images >= 1, "must be at least 1")
+        _check("threshold", 0 <= self.threshold < 1, "must lie in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,13 +199,13 @@ class Evaluation:
     clip_sample: bool = True
 
     def __post_init__(self) -> None:
-        _one_of("evaluation.metric", self.metric, ("fid_classifier",))
-        _one_of("evaluation.spacing", self.spacing, ("uniform", "quadratic"))
-        _check("evaluation.samples", self.samples >= 2, "must be at least 2: a covariance needs two samples")
-        _check("evaluation.sampler_steps", self.sampler_steps >= 1, "must be at least 1")
-        _check("evaluation.sampler_steps", self.sampler_steps >= 2 or self.spacing != "quadratic", "quadratic spacing needs at least 2")
-        _check("evaluation.batch_size", self.batch_size >= 1, "must be at least 1")
-        _check("evaluation.sampling_seeds", bool(self.sampling_seeds), "needs at least one seed")
+        _one_of("metric", self.metric, ("fid_classifier",))
+        _one_of("spacing", self.spacing, ("uniform", "quadratic"))
+        _check("samples", self.samples >= 2, "must be at least 2: a covariance needs two samples")
+        _check("sampler_steps", self.sampler_steps >= 1, "must be at least 1")
+        _check("sampler_steps", self.sampler_steps >= 2 or self.spacing != "quadratic", "quadratic spacing needs at least 2")
+        _check("batch_size", self.batch_size >= 1, "must be at least 1")
+        _check("sampling_seeds", bool(self.sampling_seeds), "needs at least one seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +221,12 @@ class Classifier:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check("classifier.held_out", 0 < self.held_out < 1, "must lie in (0, 1)")
+        for key in ("width", "steps", "batch_size"):
+            _check(key, getattr(self, key) >= 1, "must be at least 1")
+        _check("width", self.width % 8 == 0, "must be a multiple of 8: its normalisation has 8 groups")
+        _check("learning_rate", 0 < self.learning_rate < math.inf, "must be positive and finite")
+        _check("held_out", 0 < self.held_out < 1, "must lie in (0, 1)")
+        _check("least_accuracy", 0 <= self.least_accuracy <= 1, "must lie in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +252,8 @@ class Config:
 
     def __post_init__(self) -> None:
         _check("name", self.name.replace("_", "").replace("-", "").isalnum(), "use letters, digits, '-' and '_' only: it names a folder")
+        steps, timesteps = self.evaluation.sampler_steps, self.diffusion.num_train_timesteps
+        _check("evaluation.sampler_steps", steps <= timesteps, f"is {steps}, but there are only {timesteps} timesteps to visit")
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the configuration as plain values, as a record holds it."""
@@ -283,7 +305,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text
+        value = text.strip()
     *sections, leaf = key.strip().split(".")
     for section in sections:
         values = values.setdefault(section, {})
@@ -303,7 +325,11 @@ def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
     missing = [key for key in required if key not in values]
     if missing:
         raise ReproError(f"the key '{prefix}{missing[0]}' is missing; add it")
-    return cls(**{key: _convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()})
+    arguments = {key: _convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()}
+    try:
+        return cls(**arguments)
+    except ReproError as error:  # a section does not know its own name
+        raise ReproError(f"{prefix}{error}") from error
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:

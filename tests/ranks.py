@@ -109,8 +109,8 @@ def main(folder: Path) -> None:
     for kind in KINDS:
         for stage in (0, 1, 2):
             module = network(config, kind)
-            trained = train(module, run_of(config, kind), settings(stage), Clock(), quiet)
-            keep(f"{kind}-{stage}", module, trained.curve)
+            curve = train(module, run_of(config, kind), settings(stage), Clock(), quiet)
+            keep(f"{kind}-{stage}", module, curve)
     for stage in (1, 2):
         run, budget = run_of(config, "linear", folder=folder / f"resumed-{stage}"), settings(stage, checkpoint_every_steps=2)
         try:
@@ -118,9 +118,8 @@ def main(folder: Path) -> None:
         except StoppedError:
             distributed.wait_for_all()
         module = network(config, "linear")
-        trained = train(module, run, budget, Clock(), quiet)
-        assert trained.lives == 2
-        keep(f"resumed-{stage}", module, trained.curve)
+        curve = train(module, run, budget, Clock(), quiet)
+        keep(f"resumed-{stage}", module, curve)
     try:
         train(network(config, "base"), run_of(config, "base", 7), settings(0, 7), Clock(), quiet)
     except ReproError as error:

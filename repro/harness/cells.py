@@ -192,7 +192,7 @@ def _difference(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") 
     return "hash differs"
 
 
-def training_summary(settings: Training, *, pflop: float, curve: list[list[float]], lives: int) -> dict[str, Any]:
+def training_summary(settings: Training, *, pflop: float, curve: list[list[float]]) -> dict[str, Any]:
     """Returns what a record says of a training run."""
     return {
         "steps": settings.steps,
@@ -201,6 +201,5 @@ def training_summary(settings: Training, *, pflop: float, curve: list[list[float
         "train_pflop": pflop,
         "final_loss": curve[-1][1],
         "curve": curve,
-        "lives": lives,
         "settings": dataclasses.asdict(settings),
     }

@@ -29,14 +29,14 @@ class Progress:
         step: Steps done.
         seconds: The clock's phases.
         curve: [step, mean loss] pairs of the training curve so far.
-        lives: How many processes have worked on the run.
+        pending: The losses since its last point.
     """
 
     run: str
     step: int
     seconds: dict[str, float]
     curve: list[list[float]]
-    lives: int
+    pending: list[float]
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], progress: Progress) -> None:

@@ -54,14 +54,14 @@ class Clock:
         """Takes over the clock of an earlier life of the run.
 
         Args:
-            saved: The phases, in seconds, where the run goes on from.
+            saved: The phases, in seconds, where the run goes on from; empty when it starts over.
             last_seen: The phases at the last sign of life. What evaluation did since is kept; all else that lies between was lost.
         """
         for name, value in saved.items():
             self._seconds[name] += value
         if training_overhead(last_seen) > training_overhead(saved):
             self._seconds["lost"] += training_overhead(last_seen) - training_overhead(saved)
-        self._seconds["evaluate"] += max(0.0, last_seen.get("evaluate", 0.0) - saved["evaluate"])
+        self._seconds["evaluate"] += max(0.0, last_seen.get("evaluate", 0.0) - saved.get("evaluate", 0.0))
 
 
 def device_hours(seconds: dict[str, float], ranks: int) -> dict[str, float]:

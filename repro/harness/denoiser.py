@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
+from safetensors import SafetensorError
 from torch import nn
 
 from repro.config import Network
 from repro.errors import ReproError, storage_error
 from repro.ofa.supernet import reshape_modules
+
+# diffusers looks for ModelMixin in the module that defines a network.
+__all__ = ["ModelMixin", "PrunedUNet2DModel"]
 
 Widths = dict[str, list[int]]
 
@@ -105,7 +109,7 @@ def save_denoiser(model: UNet2DModel, scheduler: DDIMScheduler, folder: Path) ->
     try:
         folder.mkdir(parents=True, exist_ok=True)
         pipeline.save_pretrained(folder, safe_serialization=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise storage_error(folder, error) from error
 
 

@@ -17,10 +17,10 @@ from repro.harness.cells import Cell, Experiment, Method, Product, training_summ
 from repro.harness.clock import Clock, device_hours, training_overhead
 from repro.harness.denoiser import PrunedUNet2DModel, as_pruned_unet, load_denoiser, save_denoiser
 from repro.harness.diffusion import NoisyBatch, NoisyBatches, sampling_scheduler
-from repro.harness.progress import HEARTBEAT, CellProgress, read_heartbeat, say
+from repro.harness.progress import HEARTBEAT, CellProgress, say
 from repro.harness.records import SCHEMA_VERSION, Record, write_record
 from repro.harness.storage import write_atomically
-from repro.harness.training import Run, train
+from repro.harness.training import CHECKPOINT, Run, train
 
 MODEL = "model"
 MADE = "made.json"
@@ -42,8 +42,11 @@ def run_cells(experiment: Experiment, methods: dict[str, Method], cells: list[Ce
         ReproError: A record, checkpoint or artefact is in the way.
     """
     _check_writable(experiment)
-    open_cells = [cell for cell in cells if not _is_done(experiment, cell)]
-    open_cells = [cell for cell in cells if cell in open_cells or _is_missed(experiment, methods, cell, open_cells)]
+    opened = {cell for cell in cells if not _is_done(experiment, cell)}
+    for cell in reversed(cells):
+        if _is_missed(experiment, methods, cell, opened):
+            opened.add(cell)
+    open_cells = [cell for cell in cells if cell in opened]
     if len(open_cells) < len(cells):
         say(f"{len(cells) - len(open_cells)} of {len(cells)} cells are done already and skipped")
     weights = [_weight(experiment, methods[cell.method], cell) for cell in open_cells]
@@ -94,12 +97,11 @@ def train_cell(
         ranks=distributed.ranks(),
     )
     folder = experiment.folder(cell)
-    last_seen = read_heartbeat(folder).get("seconds", {})
-    run = Run(identity=experiment.identity(cell), seed=cell.seed, batches=batches, loss=loss, folder=folder, last_seen=last_seen)
+    run = Run(identity=experiment.identity(cell), seed=cell.seed, batches=batches, loss=loss, folder=folder, last_seen=report.last_seen)
     report.stage("training")
     trained = train(module, run, settings, clock, report)
     pflop = sum(cost.train_pflop(macs(step), settings.batch_size) for step in range(settings.steps))
-    return training_summary(settings, pflop=pflop, curve=trained.curve, lives=trained.lives)
+    return training_summary(settings, pflop=pflop, curve=trained)
 
 
 def load_model(experiment: Experiment, cell: Cell) -> PrunedUNet2DModel:
@@ -122,10 +124,10 @@ def _run_cell(experiment: Experiment, method: Method, cell: Cell, label: str, st
     begun = provenance.now_utc()
     provenance.reset_peak_memory()
     clock = Clock(started)
-    report = CellProgress(f"{label} {cell.name}", clock, experiment.folder(cell))
+    report = CellProgress(f"{label} {cell.name}", clock, experiment.folder(cell), experiment.identity(cell))
     record = _blank_record(experiment, method, cell, begun)
     try:
-        product, made = _make(experiment, method, cell, clock, report)
+        product = _make(experiment, method, cell, clock, report)
         with clock.phase("evaluate"):
             record |= _judge(experiment, method, cell, product, report)
     except Exception as error:
@@ -136,30 +138,29 @@ def _run_cell(experiment: Experiment, method: Method, cell: Cell, label: str, st
         raise
     finally:
         report.close()
-    record["training"] = made["training"]
-    record["provenance"]["lives"] = made["lives"]
+    record["training"] = product.training
+    record["provenance"]["lives"] = report.lives
     _finish(experiment, record, clock, status="done", reason=None)
     _clean(experiment.folder(cell))
     return record
 
 
-def _make(experiment: Experiment, method: Method, cell: Cell, clock: Clock, report: CellProgress) -> tuple[Product, dict[str, Any]]:
+def _make(experiment: Experiment, method: Method, cell: Cell, clock: Clock, report: CellProgress) -> Product:
     """Makes a cell's product, or takes up what an earlier life of the run left."""
     folder = experiment.folder(cell)
     if is_made(experiment, cell):
         made = _read_made(experiment, cell)
-        clock.resume(made["seconds"], read_heartbeat(folder).get("seconds", {}))
-        made["lives"] += 1
+        clock.resume(made["seconds"], report.last_seen)
         model = load_denoiser(folder / MODEL) if (folder / MODEL).exists() else None
         pixels = method.make(experiment, cell, clock, report).pixels if model is None and method.judged else None
-        return Product(model=model, training=made["training"], realised=made["realised"], pixels=pixels), made
+        return Product(model=model, training=made["training"], realised=made["realised"], pixels=pixels)
+    if not (folder / CHECKPOINT).exists():
+        clock.resume({}, report.last_seen)
     product = method.make(experiment, cell, clock, report)
-    lives = product.training["lives"] if product.training else 1
     made = {
         "identity": experiment.identity(cell),
         "training": product.training,
         "realised": product.realised,
-        "lives": lives,
         "seconds": clock.seconds(),
     }
     if distributed.rank() == 0:
@@ -169,7 +170,7 @@ def _make(experiment: Experiment, method: Method, cell: Cell, clock: Clock, repo
             _save_model(experiment, product.model, folder / MODEL)
         write_atomically(folder / MADE, json.dumps(made).encode())
     distributed.wait_for_all()
-    return product, made
+    return product
 
 
 def _save_model(experiment: Experiment, model: Any, folder: Path) -> None:
@@ -280,7 +281,7 @@ def _clean(folder: Path) -> None:
     """Removes what only an interrupted run needs."""
     if distributed.rank() == 0:
         shutil.rmtree(folder / "samples", ignore_errors=True)
-        for name in ("checkpoint.safetensors", HEARTBEAT):
+        for name in (CHECKPOINT, HEARTBEAT):
             (folder / name).unlink(missing_ok=True)
 
 
@@ -304,10 +305,10 @@ def _is_done(experiment: Experiment, cell: Cell) -> bool:
     return record is not None and record["status"] == "done"
 
 
-def _is_missed(experiment: Experiment, methods: dict[str, Method], cell: Cell, open_cells: list[Cell]) -> bool:
-    """Says whether an open cell needs artefacts of this one that are no longer there."""
-    wanted = any(cell in methods[other.method].needs(experiment.config, other) for other in open_cells)
-    return wanted and not is_made(experiment, cell)
+def _is_missed(experiment: Experiment, methods: dict[str, Method], cell: Cell, opened: set[Cell]) -> bool:
+    """Says whether a cell that has yet to be made needs artefacts of this one that are no longer there."""
+    to_make = [other for other in opened if not is_made(experiment, other)]
+    return not is_made(experiment, cell) and any(cell in methods[other.method].needs(experiment.config, other) for other in to_make)
 
 
 def _check_writable(experiment: Experiment) -> None:

@@ -25,21 +25,32 @@ class CellProgress:
     Args:
         label: What stands before the bar.
         clock: The cell's clock, whose phases go into the heartbeat.
-        folder: Where the heartbeat is written; None writes none.
+        folder: Where the heartbeat is written.
+        identity: Names the run; the heartbeat of another one is not taken up.
+
+    Attributes:
+        last_seen: The phases, in seconds, at the last sign of an earlier life; empty when there was none.
+        lives: How many processes have worked on the cell, this one included.
     """
 
-    def __init__(self, label: str, clock: Clock, folder: Path | None) -> None:
+    def __init__(self, label: str, clock: Clock, folder: Path, identity: str) -> None:
         self._label = label
         self._clock = clock
-        self._folder = folder if distributed.rank() == 0 else None
+        self._folder = folder
+        self._identity = identity
+        earlier = read_heartbeat(folder)
+        mine = earlier.get("identity") == identity
+        self.last_seen: dict[str, float] = earlier["seconds"] if mine else {}
+        self.lives: int = earlier["lives"] + 1 if mine else 1
         self._bar: Any = None
-        self._stage = "training"
+        self._stage = "preparing"
         self._beat = 0.0
 
     def stage(self, name: str) -> None:
         """Ends the bar and starts another for what comes now."""
         self.close()
         self._stage = name
+        self._write(0, 0)
 
     def __call__(self, done: int, total: int, loss: float = math.nan) -> None:
         """Shows how far the stage is."""
@@ -69,10 +80,11 @@ class CellProgress:
             self._bar = None
 
     def _write(self, done: int, total: int) -> None:
-        if self._folder is None:
+        if distributed.rank() != 0:
             return
         beat = {"pid": os.getpid(), "host": socket.gethostname(), "stage": self._stage, "done": done, "total": total}
-        write_atomically(self._folder / HEARTBEAT, json.dumps(beat | {"seconds": self._clock.seconds()}).encode())
+        beat |= {"identity": self._identity, "lives": self.lives, "seconds": self._clock.seconds()}
+        write_atomically(self._folder / HEARTBEAT, json.dumps(beat).encode())
 
 
 def read_heartbeat(folder: Path) -> dict[str, Any]:
@@ -90,8 +102,10 @@ def is_alive(beat: dict[str, Any]) -> bool:
         return False
     try:
         os.kill(beat["pid"], 0)
-    except (ProcessLookupError, PermissionError):
+    except ProcessLookupError:
         return False
+    except PermissionError:
+        return True  # it is somebody else's
     return True
 
 

@@ -54,49 +54,37 @@ class Run(Generic[Batch]):
     last_seen: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """The outcome of a training run.
-
-    Attributes:
-        curve: [step, mean loss since the point before] pairs.
-        final_loss: The last point of the curve.
-        lives: How many processes worked on it.
-    """
-
-    curve: list[list[float]]
-    final_loss: float
-    lives: int
-
-
-def train(module: nn.Module, run: Run[Batch], settings: Training, clock: Clock, report: Reporter) -> Trained:
+def train(module: nn.Module, run: Run[Batch], settings: Training, clock: Clock, report: Reporter) -> list[list[float]]:
     """Trains a module in place; at the end it holds the EMA of its weights.
 
     A run that was killed goes on from its last checkpoint and ends in the same weights as one that was not.
+
+    Returns:
+        The training curve: [step, mean loss since the point before] pairs.
 
     Raises:
         ReproError: The batch cannot be shared by the ranks, or the checkpoint is damaged or another run's.
         RunError: The loss became NaN or infinite, or the disk is full.
     """
     if settings.batch_size % distributed.ranks():
-        raise ReproError(f"training.batch_size: {settings.batch_size} cannot be shared by {distributed.ranks()} ranks; make it a multiple")
+        raise ReproError(f"a batch of {settings.batch_size} cannot be shared by {distributed.ranks()} ranks; make batch_size a multiple")
     saved = _load(module, run)
     engine, schedule = _initialize(module, settings)
     ema = EMAModel(module.parameters(), decay=settings.ema_decay, foreach=True)
-    step, curve, lives = 0, [], 1
+    step, curve, pending = 0, [], []
     if saved:
         tensors, progress = saved
-        step, curve, lives = progress.step, progress.curve, progress.lives + 1
+        step, curve, pending = progress.step, progress.curve, progress.pending
         checkpoint.restore_optimizer(engine, tensors, step)
         ema.shadow_params = [tensors[f"ema/{name}"].to(p.device) for name, p in module.named_parameters()]
         ema.optimization_step = step
         clock.resume(progress.seconds, run.last_seen)
     with clock.phase("train"):
-        loop = _Loop(engine, schedule, ema, run, settings, clock, report, curve, lives)
+        loop = _Loop(engine, schedule, ema, run, settings, clock, report, curve, [torch.tensor(loss) for loss in pending])
         loop.run(step)
     ema.copy_to(module.parameters())
     engine.destroy()
-    return Trained(curve=curve, final_loss=curve[-1][1], lives=lives)
+    return curve
 
 
 @dataclass
@@ -111,22 +99,21 @@ class _Loop(Generic[Batch]):
     clock: Clock
     report: Reporter
     curve: list[list[float]]
-    lives: int
+    pending: list[Tensor]
 
     def run(self, step: int) -> None:
         """Trains from a step to the last."""
         every = max(1, self.settings.steps // CURVE_POINTS)
         self.engine.train()
-        losses = []
         while step < self.settings.steps:
-            losses.append(self._step(step))
+            self.pending.append(self._step(step))
             step += 1
             saving = step % self.settings.checkpoint_every_steps == 0 and step < self.settings.steps
             if step % every == 0 or saving or step == self.settings.steps:
-                mean = self._mean(losses, step)
+                mean = self._mean(step)
                 if step % every == 0 or step == self.settings.steps:
                     self.curve.append([step, mean])
-                    losses = []
+                    self.pending = []
             self.report(step, self.settings.steps, self.curve[-1][1] if self.curve else math.nan)
             if saving:
                 self._save(step)
@@ -145,12 +132,12 @@ class _Loop(Generic[Batch]):
         self.ema.step(self.engine.module.parameters())
         return loss.detach()
 
-    def _mean(self, losses: list[Tensor], step: int) -> float:
+    def _mean(self, step: int) -> float:
         """Returns the mean loss since the last point of the curve, over all ranks."""
-        values = distributed.gather(torch.stack(losses).mean().item())
+        values = distributed.gather(torch.stack(self.pending).mean().item())
         mean = float(sum(values) / len(values))
         if not math.isfinite(mean):
-            raise RunError(f"the loss became {mean} by step {step}; lower training.learning_rate, the last checkpoint is kept")
+            raise RunError(f"the loss became {mean} by step {step}; lower its learning_rate; the last checkpoint is kept")
         return mean
 
     def _save(self, step: int) -> None:
@@ -163,7 +150,8 @@ class _Loop(Generic[Batch]):
             tensors |= {f"param/{name}": p for name, p in self.engine.module.named_parameters()}
             tensors |= {f"ema/{name}": p for name, p in zip(names, self.ema.shadow_params, strict=True)}
             seconds = self.clock.seconds()
-            progress = checkpoint.Progress(run=self.run_.identity, step=step, seconds=seconds, curve=self.curve, lives=self.lives)
+            pending = [loss.item() for loss in self.pending]
+            progress = checkpoint.Progress(run=self.run_.identity, step=step, seconds=seconds, curve=self.curve, pending=pending)
             if distributed.rank() == 0:
                 checkpoint.save_checkpoint(self.run_.folder / CHECKPOINT, tensors, progress)
 

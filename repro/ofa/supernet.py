@@ -119,8 +119,8 @@ def reshape_modules(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> nn.
                 module.num_channels = module.weight.shape[0]
     for module in model.modules():
         # diffusers' up- and downsampling layers check their input against a width of their own.
-        if hasattr(module, "conv") and hasattr(module, "channels"):
-            module.channels = module.conv.weight.shape[1]
+        if hasattr(module, "channels") and isinstance(conv := getattr(module, "conv", None), nn.Conv2d):
+            setattr(module, "channels", conv.in_channels)  # noqa: B010  (mypy takes a plain one for a submodule)
     return model
 
 
