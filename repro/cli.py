@@ -4,6 +4,7 @@ Only the parser is built before a verb is known, so that `--help` is quick.
 """
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -149,7 +150,7 @@ def _experiment(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     from repro.harness.cells import Experiment
     from repro.methods import METHODS
 
-    source = " ".join([f"--config {options.config}", *(f"--set {value}" for value in options.set)])
+    source = shlex.join(["--config", options.config, *(word for value in options.set for word in ("--set", value))])
     folders = {"results": options.results / config.name, "runs": options.runs / config.name}
     return Experiment(config=config, source=source, **folders), METHODS
 
