@@ -9,16 +9,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from repro.config import SHIPPED, load_config
 from repro.errors import ReproError
+
+if TYPE_CHECKING:
+    from repro.harness.cells import Experiment, Method
 
 Number = TypeVar("Number", int, float)
 STARTED = time.monotonic()
 DEFAULT_METHODS = ("floor", "noise", "base", "untrained", "untrained_random", "ofa", "diff_pruning", "random")
 EPILOG = """examples:
-  python -m repro run                                     the whole comparison on handwritten digits, about 10 minutes on two cores
+  python -m repro run                                     the whole comparison on handwritten digits, about 15 minutes on two cores
   python -m repro run --methods ofa --sizes 0.5           one cell, and what it needs
   python -m repro run --set ofa_training.steps=2000 --results results/local-2000 --runs runs-2000
   python -m repro status                                  what is done, running, interrupted, failed, missing
@@ -96,11 +99,11 @@ def _add_options(name: str, verb: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    experiment, methods = _experiment(options)
     from repro.harness.cells import plan_cells
     from repro.harness.experiment import run_cells
     from repro.methods import check_sizes
 
-    experiment, methods = _experiment(options)
     names = _known(options.methods or list(DEFAULT_METHODS), list(methods))
     cells = plan_cells(experiment.config, methods, names, options.sizes, options.seeds)
     check_sizes(experiment)
@@ -109,9 +112,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    experiment, methods = _experiment(options)
     from repro.harness.cells import plan_cells, state_of
 
-    experiment, methods = _experiment(options)
     names = _known(options.methods or list(methods), list(methods))
     rows = []
     for cell in plan_cells(experiment.config, methods, names, options.sizes, options.seeds):
@@ -126,24 +129,24 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _sizes(options: argparse.Namespace) -> int:
-    from repro.sizes import describe_sizes
-
     if options.allocation:
         options.set.append(f'allocation.rule="{options.allocation}"')
     experiment, _ = _experiment(options)
+    from repro.sizes import describe_sizes
+
     print(describe_sizes(experiment, as_json=options.json))
     return 0
 
 
 def _extract(options: argparse.Namespace) -> int:
+    experiment, _ = _experiment(options)
     from repro.extraction import extract_subnet
 
-    experiment, _ = _experiment(options)
     print(extract_subnet(experiment, size=options.size, seed=options.seed, out=options.out))
     return 0
 
 
-def _experiment(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _experiment(options: argparse.Namespace) -> tuple["Experiment", dict[str, "Method"]]:
     """Loads the configuration and everything heavy, and checks what was asked for."""
     config = load_config(options.config, options.set)
     _quiet()

@@ -84,13 +84,19 @@ def restore_optimizer(engine: Any, tensors: dict[str, Tensor], step: int) -> Non
     if not engine.zero_optimization():
         for name, parameter in engine.module.named_parameters():
             moments = {moment: tensors[f"{moment}/{name}"].to(parameter.device).clone() for moment in MOMENTS}
-            engine.optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+            engine.optimizer.state[parameter] = {"step": _step_count(engine.optimizer, parameter, step), **moments}
         return
     zero = engine.optimizer
     for flat in zero.single_partition_of_fp32_groups:
-        zero.optimizer.state[flat] = {"step": torch.tensor(float(step)), **{moment: torch.zeros_like(flat) for moment in MOMENTS}}
+        zeros = {moment: torch.zeros_like(flat) for moment in MOMENTS}
+        zero.optimizer.state[flat] = {"step": _step_count(zero.optimizer, flat, step), **zeros}
     # Links each parameter to its slice of the flat states that were made above; ZeRO does it at the first step otherwise.
     zero._lazy_init_hp_params_optimizer_state()
     for name, parameter in engine.module.named_parameters():
         for moment in MOMENTS:
             deepspeed.utils.safe_set_full_optimizer_state(parameter, tensors[f"{moment}/{name}"].to(parameter.device), moment)
+
+
+def _step_count(optimizer: torch.optim.Optimizer, parameter: Tensor, step: int) -> Tensor:
+    """Returns Adam's step count where Adam keeps it: beside the parameter when fused, else on the CPU."""
+    return torch.tensor(float(step), device=parameter.device if optimizer.defaults.get("fused") else "cpu")
