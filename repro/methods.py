@@ -281,7 +281,8 @@ BASELINES = [
     Method(
         name=recipe,
         summary=summary,
-        sizes=_reported,
+        # At size 1 nothing is pruned, so the recipes that inherit weights would be one run under three names; diff_pruning holds it.
+        sizes=_pruned if recipe in ("magnitude", "random") else _reported,
         make=partial(_make_baseline, recipe, True),
         needs=_needs_base,
         budget=lambda config: config.baseline_training,
