@@ -29,7 +29,8 @@ TYPED = "floor,noise,base,untrained,untrained_random,ofa,diff_pruning,magnitude,
 BASELINES = ("diff_pruning", "magnitude", "random", "scratch")
 CELLS = (
     *("floor-seed0", "noise-seed0", "base-1-seed0", "untrained-0.5-seed0", "untrained_random-0.5-seed0", "ofa_joint-seed0"),
-    *(f"{method}-{size}-seed0" for method in ("ofa", *BASELINES) for size in ("1", "0.5")),
+    *(f"{method}-0.5-seed0" for method in ("ofa", *BASELINES)),
+    *(f"{method}-1-seed0" for method in ("ofa", "diff_pruning", "scratch")),  # unpruned, the other two would be diff_pruning again
 )
 KEYS = {
     *("schema_version", "experiment", "trial", "cell", "status", "reason", "delivered_by", "starts_from"),
