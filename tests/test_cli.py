@@ -172,7 +172,7 @@ def test_status_before_anything_is_all_missing_and_makes_nothing(tmp_path):
     assert done.returncode == 0
     *rows, counts = done.stdout.splitlines()
     # floor, noise, base, ofa_joint; untrained twice at 0.5; ofa and four baselines at 1 and 0.5
-    assert len(rows) == 4 + 2 + 10
+    assert len(rows) == 6 + 3 * 2 + 2 * 1  # magnitude and random have no cell at size 1
     assert all(row.split()[1] == "missing" for row in rows)
     assert {row.split()[0].partition("-")[0] for row in rows} == set(METHODS)
     assert counts.startswith("0 done, 0 running, 0 interrupted, 0 failed, 14 missing")
