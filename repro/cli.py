@@ -4,6 +4,7 @@ Only the parser is built before a verb is known, so that `--help` is quick.
 """
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -40,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ReproError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing more may be written to it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
