@@ -11,7 +11,7 @@ from baselines.recipes import RECIPES, Task, starting_network
 from repro.config import Config, Training
 from repro.errors import ReproError
 from repro.harness import distributed
-from repro.harness.cells import Cell, Experiment, Method, Product
+from repro.harness.cells import Cell, Experiment, Method, Product, base_cell
 from repro.harness.clock import Clock
 from repro.harness.cost import count_macs, count_params
 from repro.harness.denoiser import build_base, set_dropout
@@ -26,11 +26,6 @@ from repro.ofa.sampling_law import draw_sizes
 from repro.ofa.supernet import Supernet
 
 PLAN = "plan.json"
-
-
-def base_cell(config: Config, _cell: Cell | None = None) -> Cell:
-    """Returns the cell that everything starts from."""
-    return Cell(method="base", size=1.0, seed=config.base.seed)
 
 
 def joint_cell(_config: Config, cell: Cell) -> Cell:
@@ -225,8 +220,8 @@ def _sizeless(_config: Config) -> tuple[None]:
     return (None,)
 
 
-def _needs_base(config: Config, cell: Cell) -> tuple[Cell, ...]:
-    return (base_cell(config, cell),)
+def _needs_base(config: Config, _cell: Cell) -> tuple[Cell, ...]:
+    return (base_cell(config),)
 
 
 def _needs_joint(config: Config, cell: Cell) -> tuple[Cell, ...]:

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from repro.harness.cells import Experiment
+from repro.harness.cells import Experiment, base_cell
 from repro.harness.cost import count_macs, count_params
 from repro.harness.denoiser import build_base, channel_widths
 from repro.harness.distributed import device
 from repro.harness.experiment import is_made, load_model
-from repro.methods import base_cell, equal_importance, plan_of, score_base
+from repro.methods import equal_importance, plan_of, score_base
 from repro.ofa.pipes import unet2d_pipes
 from repro.ofa.supernet import Supernet
 

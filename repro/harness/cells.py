@@ -135,6 +135,11 @@ class Experiment:
         return record
 
 
+def base_cell(config: Config) -> Cell:
+    """Returns the cell that everything starts from."""
+    return Cell(method="base", size=1.0, seed=config.base.seed)
+
+
 def plan_cells(config: Config, methods: dict[str, Method], names: list[str], sizes: list[float] | None, seeds: list[int]) -> list[Cell]:
     """Lists the cells of a request, each after those it needs.
 

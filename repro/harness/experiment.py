@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from repro.config import Training
 from repro.errors import ReproError, RunError, storage_error
 from repro.harness import cost, distributed, evaluation, provenance
-from repro.harness.cells import Cell, Experiment, Method, Product, training_summary
+from repro.harness.cells import Cell, Experiment, Method, Product, base_cell, training_summary
 from repro.harness.clock import Clock, device_hours, training_overhead
 from repro.harness.denoiser import PrunedUNet2DModel, as_pruned_unet, load_denoiser, save_denoiser
 from repro.harness.diffusion import NoisyBatch, NoisyBatches, sampling_scheduler
@@ -230,7 +230,6 @@ def _latency(experiment: Experiment, model: Any) -> list[Record]:
 
 def _blank_record(experiment: Experiment, method: Method, cell: Cell, begun: str) -> Record:
     config = experiment.config
-    base = Cell(method="base", size=1.0, seed=config.base.seed)
     repeat = f" --sizes {cell.size:g}" if cell.size is not None else ""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -238,7 +237,7 @@ def _blank_record(experiment: Experiment, method: Method, cell: Cell, begun: str
         "trial": config.trial,
         "cell": {"name": cell.name, "method": cell.method, "size": cell.size, "seed": cell.seed},
         "delivered_by": [needed.name for needed in method.delivered_by(config, cell)],
-        "starts_from": base.name if method.needs(config, cell) else None,
+        "starts_from": base_cell(config).name if method.needs(config, cell) else None,
         "size": None,
         "training": None,
         "quality": None,
