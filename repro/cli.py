@@ -84,6 +84,14 @@ def _parser() -> argparse.ArgumentParser:
             metavar="DIR",
             help="where weights and checkpoints go, likewise (default: %(default)s)",
         )
+        verb.add_argument(
+            "--cache",
+            type=Path,
+            metavar="DIR",
+            help="where downloads go, and what is computed once (default: ofa-diffusion in your cache folder)",
+        )
+        verb.add_argument("--data-root", type=Path, metavar="DIR", help="an offline copy of the data set; nothing is downloaded then")
+        verb.add_argument("--inception-weights", type=Path, metavar="FILE", help="Inception's weights, in place of their download")
         _add_options(name, verb)
     return parser
 
@@ -155,11 +163,13 @@ def _experiment(options: argparse.Namespace) -> tuple["Experiment", dict[str, "M
     config = load_config(options.config, options.set)
     _quiet()
     from repro.harness.cells import Experiment
+    from repro.harness.places import Places, default_cache
     from repro.methods import METHODS
 
+    places = Places(cache=options.cache or default_cache(), data_root=options.data_root, inception_weights=options.inception_weights)
     source = shlex.join(["--config", options.config, *(word for value in options.set for word in ("--set", value))])
     folders = {"results": options.results / config.name, "runs": options.runs / config.name}
-    return Experiment(config=config, source=source, **folders), METHODS
+    return Experiment(config=config, source=source, places=places, **folders), METHODS
 
 
 def _quiet() -> None:

@@ -14,6 +14,7 @@ from repro.errors import ReproError
 from repro.harness.clock import Clock
 from repro.harness.data import Images, load_images
 from repro.harness.diffusion import noise_schedule
+from repro.harness.places import Places
 from repro.harness.progress import CellProgress, is_alive, read_heartbeat
 from repro.harness.records import Record, read_record, record_path
 
@@ -84,6 +85,7 @@ class Experiment:
         config: What is done.
         results: The folder of its records.
         runs: The folder of its heavy artefacts: weights, checkpoints, samples.
+        places: Where data and weights that it did not make lie.
         source: How the configuration was named on the command line, with its overrides, to repeat it.
     """
 
@@ -91,11 +93,12 @@ class Experiment:
     results: Path
     runs: Path
     source: str
+    places: Places = field(default_factory=Places)
 
     @cached_property
     def images(self) -> Images:
         """The training images."""
-        return load_images(self.config.data)
+        return load_images(self.config.data, self.image_shape, self.places)
 
     @cached_property
     def schedule(self) -> DDPMScheduler:

@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from repro.config import Data
+from repro.harness.places import Places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,14 @@ class Images:
         return len(self.pixels)
 
 
-def load_images(settings: Data) -> Images:
-    """Loads the set that a configuration names."""
+def load_images(settings: Data, image_shape: tuple[int, int, int], places: Places) -> Images:
+    """Loads the set that a configuration names.
+
+    Args:
+        settings: The section of the configuration.
+        image_shape: [C, H, W] that the network takes.
+        places: Where an offline copy lies, or where a download goes.
+    """
     assert settings.name == "digits", settings.name
     return digits()
 

@@ -1,0 +1,327 @@
+"""The sections of a configuration: frozen dataclasses that check every value when they are made.
+
+A section does not know its own name; who builds it puts the name before the message.
+"""
+
+import difflib
+import math
+from dataclasses import dataclass
+
+from repro.errors import ReproError
+
+DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
+UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
+DATA_SETS = ("digits", "cifar10", "folder")
+METRICS = ("fid", "fid768", "fid_classifier")
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The images: `digits` (scikit-learn's handwritten digits), `cifar10`, or `folder` (any folder of images).
+
+    Attributes:
+        name: The data set.
+        folder: Of `folder`: where the images lie; what lies in folders of its own there has a label of its own.
+        sha256: The hash that the training pixels must have, uint8 [N, H, W, C]; empty takes the official set and no other.
+    """
+
+    name: str = "digits"
+    folder: str = ""
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        one_of("name", self.name, DATA_SETS)
+        check("folder", bool(self.folder) == (self.name == "folder"), "goes with data.name = 'folder', and only with that")
+        check("sha256", not self.sha256 or is_sha256(self.sha256), "must be 64 hexadecimal digits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """The base's architecture, in the words of diffusers' `UNet2DModel`."""
+
+    sample_size: int
+    channels: int
+    block_out_channels: tuple[int, ...]
+    down_block_types: tuple[str, ...]
+    up_block_types: tuple[str, ...]
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    attention_head_dim: int = 0  # 0: one head as wide as the layer
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    downsample_padding: int = 1
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        check("down_block_types", len(self.down_block_types) == levels, f"needs one entry for each of the {levels} widths")
+        check("up_block_types", len(self.up_block_types) == levels, f"needs one entry for each of the {levels} widths")
+        check("dropout", 0 <= self.dropout < 1, "must lie in [0, 1)")
+        for key, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+            for block in getattr(self, key):
+                one_of(key, block, known)
+        fits = self.norm_num_groups >= 1 and all(width % self.norm_num_groups == 0 for width in self.block_out_channels)
+        check("norm_num_groups", fits, f"must divide every width in block_out_channels, {self.block_out_channels}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diffusion:
+    """The noise schedule (DDPM) that the base was or is trained with."""
+
+    num_train_timesteps: int = 1000
+    beta_schedule: str = "linear"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+    def __post_init__(self) -> None:
+        check("num_train_timesteps", self.num_train_timesteps >= 1, "must be at least 1")
+        one_of("beta_schedule", self.beta_schedule, ("linear", "scaled_linear", "squaredcos_cap_v2"))
+        check("beta_start", 0 < self.beta_start <= self.beta_end < 1, "needs 0 < beta_start <= beta_end < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The sizes P that the supernet is trained on, and those that are evaluated."""
+
+    trained: tuple[float, ...]
+    reported: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for key, sizes in (("trained", self.trained), ("reported", self.reported)):
+            check(key, bool(sizes), "needs at least one size")
+            check(key, all(0 < size <= 1 for size in sizes), "every size must lie in (0, 1]")
+            check(key, len(set(sizes)) == len(sizes), "names a size twice")
+        extra = sorted(set(self.reported) - set(self.trained))
+        check("reported", not extra, f"{extra} are not among sizes.trained; add them there or leave them out here")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportanceSettings:
+    """How channels are scored (paper, Formula 4)."""
+
+    images: int = 1024
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        check("images", self.images >= 1, "must be at least 1")
+        check("batch_size", self.batch_size >= 1, "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """How the channels of a size are shared among the pipes (paper, Formula 5)."""
+
+    rule: str = "gradual"
+    floor: float = 0.25
+
+    def __post_init__(self) -> None:
+        one_of("rule", self.rule, ("gradual", "formula5", "uniform"))
+        check("floor", 0 < self.floor <= 1, "must lie in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingLaw:
+    """Which sizes a step trains (paper, Eq. 6)."""
+
+    law: str = "linear"
+    m: float = 3.0
+    sandwich_random: int = 2
+
+    def __post_init__(self) -> None:
+        one_of("law", self.law, ("linear", "uniform", "sandwich"))
+        check("m", self.m > 0, "must be positive")
+        check("sandwich_random", self.sandwich_random >= 0, "must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The budget and optimiser of one training run: Adam, warm-up, EMA."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = 0
+    schedule: str = "constant"
+    gradient_clipping: float = 1.0
+    ema_decay: float = 0.9999
+    dropout: float = 0.0
+    horizontal_flip: bool = False
+    zero_stage: int = 0
+    checkpoint_every_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch_size", "checkpoint_every_steps"):
+            check(key, getattr(self, key) >= 1, "must be at least 1")
+        check("learning_rate", 0 < self.learning_rate < math.inf, "must be positive and finite")
+        check("warmup_steps", self.warmup_steps >= 0, "must not be negative")
+        check("gradient_clipping", self.gradient_clipping >= 0, "must not be negative; 0 clips nothing")
+        check("ema_decay", 0 <= self.ema_decay < 1, "must lie in [0, 1)")
+        check("dropout", 0 <= self.dropout < 1, "must lie in [0, 1)")
+        one_of("schedule", self.schedule, ("constant", "cosine"))
+        check(
+            "zero_stage",
+            self.zero_stage in (0, 1, 2),
+            "must be 0, 1 or 2; stage 3 partitions the parameters, and a supernet gathers slices of whole ones",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """The pretrained network that both approaches start from.
+
+    Attributes:
+        source: `train` (the harness trains it, at a cost of its own), `hub` (a repository of the Hugging Face hub) or `path` (a folder).
+        seed: Of `train`.
+        repository: Of `hub`.
+        revision: Of `hub`: the commit, so that the weights are the same tomorrow.
+        folder: Of `path`: a diffusers folder, a pipeline's or a network's.
+        weights: Which weights of a training run these are: `ema`, `raw` or `unknown`.
+    """
+
+    source: str = "train"
+    seed: int = 0
+    repository: str = ""
+    revision: str = ""
+    folder: str = ""
+    weights: str = "ema"
+
+    def __post_init__(self) -> None:
+        one_of("source", self.source, ("train", "hub", "path"))
+        one_of("weights", self.weights, ("ema", "raw", "unknown"))
+        check(
+            "repository", bool(self.repository) or self.source != "hub", "is needed by base.source = 'hub', such as google/ddpm-cifar10-32"
+        )
+        pinned = len(self.revision) == 40 and set(self.revision) <= set("0123456789abcdef")
+        check("revision", pinned or self.source != "hub", "must be the 40 digits of a commit: a branch's weights may change")
+        check("folder", bool(self.folder) or self.source != "path", "is needed by base.source = 'path'")
+        check("weights", self.weights == "ema" or self.source != "train", "are 'ema' where the harness trains the base")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """How the independent baselines are pruned (Diff-Pruning, Fang et al., 2023)."""
+
+    images: int = 128
+    threshold: float = 0.05
+
+    def __post_init__(self) -> None:
+        check("images", self.images >= 1, "must be at least 1")
+        check("threshold", 0 <= self.threshold < 1, "must lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How a network is sampled and judged.
+
+    Attributes:
+        metric: `fid` (Inception's 2,048 features), `fid768` (its 768), or `fid_classifier`; never compared with one another.
+        samples: Images that are drawn from each network.
+        sampling_seeds: One set of samples for each.
+        batch_size: Images of a sampling step; the samples do not depend on it.
+        sampler_steps: Denoiser evaluations for each image (NFE).
+        spacing: Of the sampler's timesteps: `uniform` or `quadratic`.
+        clip_sample: Whether the predicted clean image is clipped to [-1, 1] at every step.
+        reference_images: How many training images stand against the samples, from the first; 0 takes all.
+        precision: Of sampling.
+    """
+
+    metric: str = "fid_classifier"
+    samples: int = 50_000
+    sampling_seeds: tuple[int, ...] = (0,)
+    batch_size: int = 256
+    sampler_steps: int = 100
+    spacing: str = "quadratic"
+    clip_sample: bool = True
+    reference_images: int = 0
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        one_of("metric", self.metric, METRICS)
+        one_of("precision", self.precision, PRECISIONS)
+        check("reference_images", self.reference_images == 0 or self.reference_images >= 2, "must be 0 (all) or at least 2")
+        one_of("spacing", self.spacing, ("uniform", "quadratic"))
+        check("samples", self.samples >= 2, "must be at least 2: a covariance needs two samples")
+        check("sampler_steps", self.sampler_steps >= 1, "must be at least 1")
+        check("sampler_steps", self.sampler_steps >= 2 or self.spacing != "quadratic", "quadratic spacing needs at least 2")
+        check("batch_size", self.batch_size >= 1, "must be at least 1")
+        check("sampling_seeds", bool(self.sampling_seeds), "needs at least one seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How the arithmetic is done.
+
+    Attributes:
+        precision: Of training: `bfloat16` is autocast over float32 weights.
+        tf32: Whether float32 matrix products and convolutions on a GPU may round their inputs to TF32.
+        channels_last: Whether a GPU keeps images and weights in NHWC order.
+        compile: Whether the networks that are trained go through `torch.compile`, each subnet on its own.
+    """
+
+    precision: str = "float32"
+    tf32: bool = True
+    channels_last: bool = True
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("precision", self.precision, PRECISIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """The feature extractor of `fid_classifier`, trained on the labelled images themselves.
+
+    Attributes:
+        width: Channels of the first level; each level has twice as many as the one before.
+        levels: Resolutions; the features are the average over positions of the last.
+        blocks: Residual units of a level.
+        horizontal_flip: Whether training images are mirrored with probability 1/2.
+        crop_padding: By how many pixels training images are shifted at most.
+        steps: Optimisation steps.
+        batch_size: Images of a step.
+        learning_rate: Its peak.
+        held_out: Share of the training images that the accuracy is measured on, where the data set has no test images of its own.
+        least_accuracy: What it must reach.
+        seed: Of its weights and batches.
+    """
+
+    width: int = 32
+    levels: int = 2
+    blocks: int = 1
+    horizontal_flip: bool = False
+    crop_padding: int = 0
+    steps: int = 600
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    held_out: float = 0.2
+    least_accuracy: float = 0.97
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("width", "levels", "blocks", "steps", "batch_size"):
+            check(key, getattr(self, key) >= 1, "must be at least 1")
+        check("crop_padding", self.crop_padding >= 0, "must not be negative")
+        check("width", self.width % 8 == 0, "must be a multiple of 8: its normalisation has 8 groups")
+        check("learning_rate", 0 < self.learning_rate < math.inf, "must be positive and finite")
+        check("held_out", 0 < self.held_out < 1, "must lie in (0, 1)")
+        check("least_accuracy", 0 <= self.least_accuracy <= 1, "must lie in [0, 1]")
+
+
+def check(key: str, holds: bool, what: str) -> None:
+    """Raises a `ReproError` that names the key and says what it must be, unless it is so."""
+    if not holds:
+        raise ReproError(f"{key}: {what}")
+
+
+def one_of(key: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises a `ReproError` that names the key and the nearest known value, unless the value is known."""
+    near = difflib.get_close_matches(value, known, n=1, cutoff=0.0)
+    hint = f"; did you mean '{near[0]}'?" if len(known) > 1 else ""
+    check(key, value in known, f"unknown value '{value}', use {', '.join(known)}{hint}")
+
+
+def is_sha256(text: str) -> bool:
+    """Says whether a text is a SHA-256 in hexadecimal."""
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")
