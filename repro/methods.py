@@ -1,6 +1,7 @@
 """The methods of the grid: the base, the paper's, its controls, and the baselines, each as cells."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from repro.harness.cost import count_macs, count_params
 from repro.harness.denoiser import build_base, set_dropout
 from repro.harness.diffusion import NoisyBatch, NoisyBatches, image_losses, predictor
 from repro.harness.experiment import load_model, train_cell
+from repro.harness.pretrained import load_pretrained
 from repro.harness.progress import CellProgress
 from repro.harness.randomness import derive_seed, generator
 from repro.ofa.allocation import Plan, make_plan
@@ -104,7 +106,10 @@ def size_of(base: nn.Module, model: nn.Module) -> float:
 
 
 def _make_base(experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress) -> Product:
+    """Trains the base, or takes one that was trained elsewhere."""
     config = experiment.config
+    if config.base.source != "train":
+        return Product(model=load_pretrained(config, experiment.places.cache), realised=1.0)
     model = build_base(config.network, seed=derive_seed("base", cell.seed), dropout=config.base_training.dropout)
     return Product(model=model, training=_train_alone(experiment, cell, model, config.base_training, clock, report), realised=1.0)
 
@@ -135,8 +140,20 @@ def _make_joint(experiment: Experiment, cell: Cell, clock: Clock, report: CellPr
         macs=lambda step: sum(macs[size] for size in sizes_of(step)),
         clock=clock,
         report=report,
+        warm_up=_first_steps(sizes_of, supernet.sizes, config.ofa_training.steps),
     )
     return Product(model=base, training=training, files={PLAN: plan.to_json().encode()})
+
+
+def _first_steps(sizes_of: Callable[[int], tuple[float, ...]], sizes: tuple[float, ...], steps: int) -> tuple[int, ...]:
+    """Returns the first step of each size."""
+    first: dict[float, int] = {}
+    for step in range(steps):
+        for size in sizes_of(step):
+            first.setdefault(size, step)
+        if len(first) == len(sizes):
+            break
+    return tuple(sorted(set(first.values())))
 
 
 def _make_subnet(experiment: Experiment, cell: Cell, _clock: Clock, _report: CellProgress) -> Product:
@@ -252,7 +269,7 @@ THE_METHOD = [
         summary="the pretrained network that all start from",
         sizes=lambda _config: (1.0,),
         make=_make_base,
-        budget=lambda config: config.base_training,
+        budget=lambda config: config.base_training if config.base.source == "train" else None,
     ),
     Method(
         name="ofa_joint",

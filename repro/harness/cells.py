@@ -43,6 +43,7 @@ class Product:
         realised: Fraction of the prunable internal width that the network's parameters amount to; 1 for the base.
         files: More files to keep beside the network, name -> content.
         pixels: Images to judge in place of the network's samples: (judged, reference), each uint8 [N, C, H, W].
+        base_sha256: Hash of the weights of the base that it descends from; known once it has been saved.
     """
 
     model: UNet2DModel | None = None
@@ -50,6 +51,7 @@ class Product:
     realised: float | None = None
     files: dict[str, bytes] = field(default_factory=dict)
     pixels: tuple[Any, Any] | None = None
+    base_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

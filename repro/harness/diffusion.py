@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 from repro.config import Diffusion, Evaluation
+from repro.harness.arithmetic import autocast
 from repro.harness.data import Images, to_pixels, to_unit_range
 from repro.harness.randomness import generator
 
@@ -185,4 +186,5 @@ def sample_pixels(predict: Predict, schedule: DDPMScheduler, noise: Tensor, sett
         uint8, on the CPU, [B, C, H, W].
     """
     timesteps = sampling_timesteps(schedule.config.num_train_timesteps, settings.sampler_steps, settings.spacing)
-    return to_pixels(ddim(predict, noise, schedule, timesteps, clip_sample=settings.clip_sample)).cpu()
+    with autocast(settings.precision, noise.device):
+        return to_pixels(ddim(predict, noise, schedule, timesteps, clip_sample=settings.clip_sample)).cpu()

@@ -1,5 +1,6 @@
 """Running the cells of an experiment: what is done is skipped, what was interrupted goes on, what failed is recorded."""
 
+import dataclasses
 import json
 import shutil
 import time
@@ -13,16 +14,20 @@ from torch import Tensor, nn
 from repro.config import Training
 from repro.errors import ReproError, RunError, storage_error
 from repro.harness import cost, distributed, evaluation, provenance
+from repro.harness.arithmetic import set_arithmetic
 from repro.harness.cells import Cell, Experiment, Method, Product, base_cell, training_summary
+from repro.harness.classifier import classifier_for
 from repro.harness.clock import Clock, device_hours, training_overhead
 from repro.harness.denoiser import PrunedUNet2DModel, as_pruned_unet, load_denoiser, save_denoiser
 from repro.harness.diffusion import NoisyBatch, NoisyBatches, sampling_scheduler
+from repro.harness.pretrained import origin
 from repro.harness.progress import HEARTBEAT, CellProgress, say
 from repro.harness.records import SCHEMA_VERSION, Record, write_record
-from repro.harness.storage import write_atomically
+from repro.harness.storage import sha256_of_file, write_atomically
 from repro.harness.training import CHECKPOINT, Run, train
 
 MODEL = "model"
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # of a saved pipeline
 MADE = "made.json"
 LATENCY_BATCHES = (1, 64)
 LEAST_SHARE = 0.05  # of the work, before the time left is worth a guess
@@ -42,6 +47,7 @@ def run_cells(experiment: Experiment, methods: dict[str, Method], cells: list[Ce
         ReproError: A record, checkpoint or artefact is in the way.
     """
     _check_writable(experiment)
+    set_arithmetic(experiment.config.compute)
     opened = {cell for cell in cells if not _is_done(experiment, cell)}
     for cell in reversed(cells):
         if _is_missed(experiment, methods, cell, opened):
@@ -73,6 +79,7 @@ def train_cell(
     macs: Callable[[int], float],
     clock: Clock,
     report: CellProgress,
+    warm_up: tuple[int, ...] = (0,),
 ) -> dict[str, Any]:
     """Trains a module in place for a cell, resumable, and returns what the record says of it.
 
@@ -85,6 +92,7 @@ def train_cell(
         macs: MACs of one forward pass on one image at a step, summed over the subnets that the step trains.
         clock: The cell's clock.
         report: The cell's bar.
+        warm_up: Steps that between them use every part of the module.
     """
     batches = NoisyBatches(
         experiment.images,
@@ -96,8 +104,16 @@ def train_cell(
         rank=distributed.rank(),
         ranks=distributed.ranks(),
     )
-    folder = experiment.folder(cell)
-    run = Run(identity=experiment.identity(cell), seed=cell.seed, batches=batches, loss=loss, folder=folder, last_seen=report.last_seen)
+    run = Run(
+        identity=experiment.identity(cell),
+        seed=cell.seed,
+        batches=batches,
+        loss=loss,
+        folder=experiment.folder(cell),
+        compute=experiment.config.compute,
+        warm_up=warm_up,
+        last_seen=report.last_seen,
+    )
     report.stage("training")
     trained = train(module, run, settings, clock, report)
     pflop = sum(cost.train_pflop(macs(step), settings.batch_size) for step in range(settings.steps))
@@ -139,6 +155,7 @@ def _run_cell(experiment: Experiment, method: Method, cell: Cell, label: str, st
     finally:
         report.close()
     record["training"] = product.training
+    record["base"] = origin(experiment.config.base) | {"sha256": product.base_sha256} if product.base_sha256 else None
     record["provenance"]["lives"] = report.lives
     _finish(experiment, record, clock, status="done", reason=None)
     _clean(experiment.folder(cell))
@@ -153,24 +170,35 @@ def _make(experiment: Experiment, method: Method, cell: Cell, clock: Clock, repo
         clock.resume(made["seconds"], report.last_seen)
         model = load_denoiser(folder / MODEL) if (folder / MODEL).exists() else None
         pixels = method.make(experiment, cell, clock, report).pixels if model is None and method.judged else None
-        return Product(model=model, training=made["training"], realised=made["realised"], pixels=pixels)
+        known = {key: made[key] for key in ("training", "realised", "base_sha256")}
+        return Product(model=model, pixels=pixels, **known)
     if not (folder / CHECKPOINT).exists():
         clock.resume({}, report.last_seen)
     product = method.make(experiment, cell, clock, report)
-    made = {
-        "identity": experiment.identity(cell),
-        "training": product.training,
-        "realised": product.realised,
-        "seconds": clock.seconds(),
-    }
     if distributed.rank() == 0:
         for name, content in product.files.items():
             write_atomically(folder / name, content)
         if product.model is not None:
             _save_model(experiment, product.model, folder / MODEL)
+        product = dataclasses.replace(product, base_sha256=_base_sha256(experiment, method, cell))
+        made = {
+            "identity": experiment.identity(cell),
+            "training": product.training,
+            "realised": product.realised,
+            "base_sha256": product.base_sha256,
+            "seconds": clock.seconds(),
+        }
         write_atomically(folder / MADE, json.dumps(made).encode())
     distributed.wait_for_all()
     return product
+
+
+def _base_sha256(experiment: Experiment, method: Method, cell: Cell) -> str | None:
+    """Returns the hash of the base's weights, handed down from cell to cell."""
+    if cell == base_cell(experiment.config):
+        return sha256_of_file(experiment.folder(cell) / MODEL / WEIGHTS)
+    needed = method.needs(experiment.config, cell)
+    return str(_read_made(experiment, needed[0])["base_sha256"]) if needed else None
 
 
 def _save_model(experiment: Experiment, model: Any, folder: Path) -> None:
@@ -200,6 +228,9 @@ def _judge(experiment: Experiment, method: Method, cell: Cell, product: Product,
         assert product.model is not None, cell.name
         sets = evaluation.draw_samples(experiment, product.model, experiment.folder(cell) / "samples", report)
         reference = experiment.images.pixels
+    if experiment.config.evaluation.metric == "fid_classifier":
+        report.stage("classifier")
+        classifier_for(experiment.images, experiment.config.classifier, experiment.runs, report)  # by every rank: they share its batches
     if distributed.rank() == 0:
         parts["quality"] = evaluation.judge(experiment, sets, reference, report, sampled=product.model is not None)
         parts["samples"] = evaluation.save_strip(sets[0], experiment.results, cell.name)
@@ -237,6 +268,7 @@ def _blank_record(experiment: Experiment, method: Method, cell: Cell, begun: str
         "trial": config.trial,
         "cell": {"name": cell.name, "method": cell.method, "size": cell.size, "seed": cell.seed},
         "delivered_by": [needed.name for needed in method.delivered_by(config, cell)],
+        "base": None,
         "starts_from": base_cell(config).name if method.needs(config, cell) else None,
         "size": None,
         "training": None,

@@ -14,9 +14,10 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from repro.config import Training
+from repro.config import Compute, Training
 from repro.errors import ReproError, RunError
 from repro.harness import checkpoint, distributed
+from repro.harness.arithmetic import allow_recompiling, autocast, laid_out, restore_layout
 from repro.harness.clock import Clock
 from repro.harness.distributed import deepspeed
 from repro.harness.randomness import derive_seed
@@ -43,6 +44,9 @@ class Run(Generic[Batch]):
         batches: This rank's slice of the batch of a step.
         loss: The mean loss of a batch at a step, a scalar; the module is called as often as the step asks, and backward runs once.
         folder: Keeps the checkpoint; None keeps nothing.
+        compute: Precision, memory layout, and whether the module is compiled.
+        warm_up: Where the module is compiled: the steps whose losses between them use all that it has, so that each part is compiled
+            before the training's clock starts.
         last_seen: The phases, in seconds, at the last sign of an earlier life of the run.
     """
 
@@ -51,6 +55,8 @@ class Run(Generic[Batch]):
     batches: Callable[[int], Batch]
     loss: Callable[[nn.Module, Batch, int], Tensor]
     folder: Path | None = None
+    compute: Compute = field(default_factory=Compute)
+    warm_up: tuple[int, ...] = (0,)
     last_seen: dict[str, float] = field(default_factory=dict)
 
 
@@ -69,6 +75,9 @@ def train(module: nn.Module, run: Run[Batch], settings: Training, clock: Clock, 
     if settings.batch_size % distributed.ranks():
         raise ReproError(f"a batch of {settings.batch_size} cannot be shared by {distributed.ranks()} ranks; make batch_size a multiple")
     saved = _load(module, run)
+    module = laid_out(module, run.compute, distributed.device())
+    if run.compute.compile:
+        _compile(module, run)
     engine, schedule = _initialize(module, settings)
     ema = EMAModel(module.parameters(), decay=settings.ema_decay, foreach=True)
     step, curve, pending = 0, [], []
@@ -84,6 +93,7 @@ def train(module: nn.Module, run: Run[Batch], settings: Training, clock: Clock, 
         loop.run(step)
     ema.copy_to(module.parameters())
     engine.destroy()
+    restore_layout(module)
     return curve
 
 
@@ -126,7 +136,8 @@ class _Loop(Generic[Batch]):
             torch.manual_seed(derive_seed("dropout", self.run_.seed, step, distributed.rank()))
         for group in self.engine.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * self.schedule(step)
-        loss = self.run_.loss(self.engine, batch, step)
+        with autocast(self.run_.compute.precision, distributed.device()):
+            loss = self.run_.loss(self.engine, batch, step)
         self.engine.backward(loss)
         self.engine.step()
         self.ema.step(self.engine.module.parameters())
@@ -167,13 +178,25 @@ def _load(module: nn.Module, run: Run[Batch]) -> tuple[dict[str, Tensor], checkp
     return tensors, progress
 
 
+def _compile(module: nn.Module, run: Run[Batch]) -> None:
+    """Compiles a module, forwards and backwards, by taking losses that change no weight."""
+    allow_recompiling(len(run.warm_up))
+    module.compile()
+    module.train()
+    for step in run.warm_up:
+        with autocast(run.compute.precision, distributed.device()):
+            loss = run.loss(module, run.batches(step), step)
+        loss.backward()
+    module.zero_grad()
+
+
 def _initialize(module: nn.Module, settings: Training) -> tuple[Any, Callable[[int], float]]:
     """Wraps a module for DeepSpeed, with Adam; returns it and the learning rate's factor at each step."""
     distributed.start()
     on_gpu = distributed.device().type == "cuda"
     optimizer = torch.optim.Adam(module.parameters(), lr=settings.learning_rate, fused=on_gpu)
     engine, *_ = deepspeed.initialize(
-        model=module.to(distributed.device()),
+        model=module,
         optimizer=optimizer,
         config={
             "train_batch_size": settings.batch_size,

@@ -56,6 +56,11 @@ class Supernet(nn.Module):
             skeleton.train(mode)
         return self
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles each subnet on its own, with what `torch.compile` takes."""
+        for skeleton in self._skeletons.values():
+            skeleton.compile(*args, **kwargs)
+
     def forward(self, size: float, *args: Any, **kwargs: Any) -> Any:
         """Computes what the subnet of a size computes.
 

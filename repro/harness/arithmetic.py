@@ -1,0 +1,48 @@
+"""How the arithmetic is done: precision, memory layout, and what a GPU may trade for speed."""
+
+import os
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+
+from repro.config import Compute
+
+# cuBLAS gives the same bits twice only with a workspace of fixed size; it reads this at its first use.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def set_arithmetic(settings: Compute) -> None:
+    """Sets what holds for the whole process: TF32 as configured, and kernels that give the same result twice.
+
+    A killed run must end in the same weights as one that was not, so a GPU may not choose its kernels by timing them.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = settings.tf32
+    torch.backends.cudnn.allow_tf32 = settings.tf32
+    torch.backends.cudnn.benchmark = False
+    if torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # A debugging aid that comes with it would write all memory twice.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Returns the context in which a forward pass has a precision; the weights stay float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def laid_out(module: nn.Module, settings: Compute, device: torch.device) -> nn.Module:
+    """Moves a module to a device in the memory layout that suits it: NHWC on a GPU, where that is configured."""
+    if settings.channels_last and device.type == "cuda":
+        return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return module.to(device)
+
+
+def restore_layout(module: nn.Module) -> nn.Module:
+    """Brings a module's weights back into the layout that files want."""
+    return module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
+
+
+def allow_recompiling(parts: int) -> None:
+    """Lets `torch.compile` keep a program for each part of a module: the subnets share their code but not their shapes."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * parts)
