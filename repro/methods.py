@@ -140,6 +140,7 @@ def _make_joint(experiment: Experiment, cell: Cell, clock: Clock, report: CellPr
         macs=lambda step: sum(macs[size] for size in sizes_of(step)),
         clock=clock,
         report=report,
+        parts=supernet.skeletons,
         warm_up=_first_steps(sizes_of, supernet.sizes, config.ofa_training.steps),
     )
     return Product(model=base, training=training, files={PLAN: plan.to_json().encode()})

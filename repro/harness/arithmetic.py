@@ -1,7 +1,8 @@
 """How the arithmetic is done: precision, memory layout, and what a GPU may trade for speed."""
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
@@ -43,6 +44,18 @@ def restore_layout(module: nn.Module) -> nn.Module:
     return module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
 
 
-def allow_recompiling(parts: int) -> None:
-    """Lets `torch.compile` keep a program for each part of a module: the subnets share their code but not their shapes."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * parts)
+@contextmanager
+def compiled(modules: tuple[nn.Module, ...]) -> Iterator[None]:
+    """Lets modules compute through `torch.compile`, each with a program of its own, until the block ends.
+
+    What is compiled is `forward` and not the hooks around it, which the training engine adds.
+    """
+    # The subnets share their code but not their shapes: each needs room for its programs.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(modules))
+    for module in modules:
+        module.forward = torch.compile(module.forward)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward

@@ -79,6 +79,7 @@ def train_cell(
     macs: Callable[[int], float],
     clock: Clock,
     report: CellProgress,
+    parts: tuple[nn.Module, ...] | None = None,
     warm_up: tuple[int, ...] = (0,),
 ) -> dict[str, Any]:
     """Trains a module in place for a cell, resumable, and returns what the record says of it.
@@ -92,7 +93,8 @@ def train_cell(
         macs: MACs of one forward pass on one image at a step, summed over the subnets that the step trains.
         clock: The cell's clock.
         report: The cell's bar.
-        warm_up: Steps that between them use every part of the module.
+        parts: The modules that run, where they are not the module itself.
+        warm_up: Steps that between them use each of these.
     """
     batches = NoisyBatches(
         experiment.images,
@@ -111,6 +113,7 @@ def train_cell(
         loss=loss,
         folder=experiment.folder(cell),
         compute=experiment.config.compute,
+        compiled=(parts or (module,)) if experiment.config.compute.compile else (),
         warm_up=warm_up,
         last_seen=report.last_seen,
     )

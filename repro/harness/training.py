@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from repro.config import Compute, Training
 from repro.errors import ReproError, RunError
 from repro.harness import checkpoint, distributed
-from repro.harness.arithmetic import allow_recompiling, autocast, laid_out, restore_layout
+from repro.harness.arithmetic import autocast, compiled, laid_out, restore_layout
 from repro.harness.clock import Clock
 from repro.harness.distributed import deepspeed
 from repro.harness.randomness import derive_seed
@@ -45,8 +45,8 @@ class Run(Generic[Batch]):
         loss: The mean loss of a batch at a step, a scalar; the module is called as often as the step asks, and backward runs once.
         folder: Keeps the checkpoint; None keeps nothing.
         compute: Precision, memory layout, and whether the module is compiled.
-        warm_up: Where the module is compiled: the steps whose losses between them use all that it has, so that each part is compiled
-            before the training's clock starts.
+        compiled: The modules that go through `torch.compile`; none by default.
+        warm_up: The steps whose losses between them use each of these modules, so that all are compiled before the training's clock runs.
         last_seen: The phases, in seconds, at the last sign of an earlier life of the run.
     """
 
@@ -56,6 +56,7 @@ class Run(Generic[Batch]):
     loss: Callable[[nn.Module, Batch, int], Tensor]
     folder: Path | None = None
     compute: Compute = field(default_factory=Compute)
+    compiled: tuple[nn.Module, ...] = ()
     warm_up: tuple[int, ...] = (0,)
     last_seen: dict[str, float] = field(default_factory=dict)
 
@@ -76,8 +77,21 @@ def train(module: nn.Module, run: Run[Batch], settings: Training, clock: Clock, 
         raise ReproError(f"a batch of {settings.batch_size} cannot be shared by {distributed.ranks()} ranks; make batch_size a multiple")
     saved = _load(module, run)
     module = laid_out(module, run.compute, distributed.device())
-    if run.compute.compile:
-        _compile(module, run)
+    with compiled(run.compiled):
+        return _train(module, run, settings, clock, report, saved)
+
+
+def _train(
+    module: nn.Module,
+    run: Run[Batch],
+    settings: Training,
+    clock: Clock,
+    report: Reporter,
+    saved: tuple[dict[str, Tensor], checkpoint.Progress] | None,
+) -> list[list[float]]:
+    """Trains a module that is where and how it has to be, from its first step or from a checkpoint."""
+    if run.compiled:
+        _warm_up(module, run)
     engine, schedule = _initialize(module, settings)
     ema = EMAModel(module.parameters(), decay=settings.ema_decay, foreach=True)
     step, curve, pending = 0, [], []
@@ -178,10 +192,8 @@ def _load(module: nn.Module, run: Run[Batch]) -> tuple[dict[str, Tensor], checkp
     return tensors, progress
 
 
-def _compile(module: nn.Module, run: Run[Batch]) -> None:
-    """Compiles a module, forwards and backwards, by taking losses that change no weight."""
-    allow_recompiling(len(run.warm_up))
-    module.compile()
+def _warm_up(module: nn.Module, run: Run[Batch]) -> None:
+    """Has everything compiled, forwards and backwards, by taking losses that change no weight."""
     module.train()
     for step in run.warm_up:
         with autocast(run.compute.precision, distributed.device()):

@@ -49,17 +49,17 @@ class Supernet(nn.Module):
         """The sizes that the supernet holds, largest first."""
         return tuple(self.plan.kept)
 
+    @property
+    def skeletons(self) -> tuple[nn.Module, ...]:
+        """The modules that run, one for each size: what `torch.compile` has to see."""
+        return tuple(self._skeletons.values())
+
     def train(self, mode: bool = True) -> "Supernet":
         """Sets the mode of the skeletons too: it is they that run."""
         super().train(mode)
         for skeleton in self._skeletons.values():
             skeleton.train(mode)
         return self
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles each subnet on its own, with what `torch.compile` takes."""
-        for skeleton in self._skeletons.values():
-            skeleton.compile(*args, **kwargs)
 
     def forward(self, size: float, *args: Any, **kwargs: Any) -> Any:
         """Computes what the subnet of a size computes.

@@ -1,0 +1,126 @@
+"""Precision, memory layout and compiling: what they change, and what they may not."""
+
+import shutil
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from ranks import network, quiet, run_of, settings, weights
+
+from repro.config import Compute, Training
+from repro.harness.arithmetic import autocast, compiled, laid_out, set_arithmetic
+from repro.harness.clock import Clock
+from repro.harness.diffusion import image_losses, image_noise, noise_schedule, predictor, sample_pixels
+from repro.harness.training import Run, train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def flags():
+    """Puts back what a test sets for the whole process."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def trained(config, kind, compute):
+    module = network(config, kind)
+    curve = train(module, replace(run_of(config, kind), compute=compute), settings(0), Clock(), quiet)
+    return module, curve
+
+
+def relative_gap(ours, theirs):
+    """The largest difference of two sets of weights, as a share of how far the second lies from zero."""
+    return max(((ours[name] - theirs[name]).norm() / theirs[name].norm()).item() for name in theirs)
+
+
+@pytest.mark.parametrize("kind", ["base", "linear"])
+def test_bf16_training_keeps_float32_weights_and_stays_close(tiny, kind):
+    exact, exact_curve = trained(tiny, kind, Compute())
+    rounded, rounded_curve = trained(tiny, kind, Compute(precision="bfloat16"))
+    assert all(parameter.dtype == torch.float32 for parameter in rounded.parameters())
+    assert [loss for _, loss in rounded_curve] == pytest.approx([loss for _, loss in exact_curve], rel=0.02)
+    assert rounded_curve != exact_curve  # the rounding did take place
+    moved = relative_gap(weights(exact), weights(network(tiny, kind)))
+    assert 0 < relative_gap(weights(rounded), weights(exact)) < 2 * moved
+
+
+def test_autocast_rounds_matrix_products_only_where_asked():
+    ones = torch.ones(2, 2)
+    with autocast("bfloat16", CPU):
+        assert (ones @ ones).dtype == torch.bfloat16
+    with autocast("float32", CPU):
+        assert (ones @ ones).dtype == torch.float32
+
+
+def test_samples_in_bf16_differ_little_and_those_in_float32_not_at_all(tiny, base):
+    noise, schedule = image_noise(range(4), (1, 8, 8), 0), noise_schedule(tiny.diffusion)
+
+    def pixels(precision):
+        return sample_pixels(predictor(base), schedule, noise, replace(tiny.evaluation, precision=precision)).int()
+
+    assert torch.equal(pixels("float32"), pixels("float32"))
+    assert 0 < (pixels("bfloat16") - pixels("float32")).abs().float().mean() < 8
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+@pytest.mark.usefixtures("flags")
+def test_the_choice_of_tf32_reaches_torch(tf32):
+    set_arithmetic(Compute(tf32=tf32))
+    assert torch.backends.cuda.matmul.allow_tf32 is tf32
+    assert torch.backends.cudnn.allow_tf32 is tf32
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_nhwc_is_for_gpus(base):
+    assert laid_out(base, Compute(channels_last=True), CPU).conv_in.weight.is_contiguous()
+
+
+# torch's own, about its own: it looks at the gradients of the gathered weights, and imports what it has deprecated.
+@pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore::DeprecationWarning")
+def test_compiled_subnets_compute_what_they_compute_uncompiled(tiny, monkeypatch):
+    supernet = network(tiny, "linear")
+    batch = run_of(tiny, "linear").batches(0)
+
+    def loss_and_gradients(size):
+        supernet.zero_grad()
+        loss = image_losses(predictor(supernet, size), batch).mean()
+        loss.backward()
+        return loss.item(), {name: parameter.grad.clone() for name, parameter in supernet.named_parameters()}
+
+    plain = {size: loss_and_gradients(size) for size in (1.0, 0.5)}
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # without the minutes of a C++ compiler
+    with compiled(supernet.skeletons):
+        for size, (loss, gradients) in plain.items():
+            compiled_loss, compiled_gradients = loss_and_gradients(size)
+            assert compiled_loss == pytest.approx(loss, rel=1e-5)
+            assert relative_gap(compiled_gradients, {name: value for name, value in gradients.items() if value.any()}) < 1e-3
+    assert not any("forward" in vars(skeleton) for skeleton in supernet.skeletons)
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile on a CPU needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_run_trains_to_the_same_weights_and_compiles_before_its_clock_runs():
+    def run(compile_it):
+        module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+        with torch.no_grad():
+            for index, parameter in enumerate(module.parameters()):
+                parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter) * (index + 1) / 4)
+        clock = Clock()
+        data = torch.linspace(-1, 1, 32).view(8, 4)
+        what = Run(
+            identity="x",
+            seed=0,
+            batches=lambda _step: data,
+            loss=lambda m, batch, _step: m(batch).square().mean(),
+            compiled=(module,) if compile_it else (),
+        )
+        train(module, what, Training(steps=5, batch_size=8, learning_rate=1e-2, ema_decay=0.5), clock, quiet)
+        return weights(module), clock.seconds()
+
+    plain, _ = run(compile_it=False)
+    through_compile, seconds = run(compile_it=True)
+    assert relative_gap(through_compile, plain) < 1e-4
+    assert seconds["prepare"] > 10 * seconds["train"]
