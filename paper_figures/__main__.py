@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from paper_figures.cells import MissingRecordsError
+from paper_figures.literature import Literature, literature_beside
 from paper_figures.markup import markdown, printable
 from paper_figures.overhead import write_overhead
 from paper_figures.overhead_text import overhead_text
 from paper_figures.plots import write_figures
-from paper_figures.tables import results_table, write_tables
+from paper_figures.published import Published, load_published
+from paper_figures.tables import results_table, with_published, write_tables
 from repro.errors import ReproError
 from repro.harness.records import Record, read_records
 
@@ -20,6 +22,7 @@ Reads the records (one JSON file per cell) of each experiment and writes next to
   FOLDER/tables/overhead.csv                    what each approach paid for what
   FOLDER/figures/NAME.pdf, .png                 fid_vs_macs, fid_vs_params, overhead, samples
 What the records do not allow is left out, with a line that says what to run. The same records give the same bytes.
+Figures from the literature stand beside ours, marked as published, where the protocol is the same: results/published.toml.
 
 examples:
   python -m paper_figures                       everything, for every experiment
@@ -32,11 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; a user's mistake is one line on stderr."""
     options = _parser().parse_args(arguments)
     try:
-        for folder in experiment_folders(options.results, options.experiment):
+        folders = experiment_folders(options.results, options.experiment)
+        published = _published(options)
+        for folder in folders:
             print(folder)
-            VERBS[options.verb](folder, read_records(folder))
+            records = read_records(folder)
+            literature = literature_beside(records, published)
+            VERBS[options.verb](folder, records, literature)
             if options.show:
-                _show(folder)
+                _show(folder, records, literature)
     except ReproError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -60,23 +67,36 @@ def experiment_folders(results: Path, experiment: str | None) -> list[Path]:
     return chosen
 
 
-def _make_tables(folder: Path, records: Sequence[Record]) -> None:
-    _report(lambda: write_tables(folder, records))
+def _published(options: argparse.Namespace) -> list[Published]:
+    """Reads the published figures: the named file, or else the `published.toml` in the folder of experiments or above it."""
+    if options.no_published:
+        return []
+    if options.published:
+        return load_published(options.published)
+    results = options.results.resolve()  # may be one experiment's folder, in results/ or in results/local/
+    found = (folder / "published.toml" for folder in (results, *results.parents[:2]))
+    path = next((path for path in found if path.is_file()), None)
+    return load_published(path) if path else []
 
 
-def _make_all(folder: Path, records: Sequence[Record]) -> None:
-    _make_tables(folder, records)
+def _make_tables(folder: Path, records: Sequence[Record], literature: Literature) -> None:
+    _report(lambda: write_tables(folder, records, literature))
+
+
+def _make_all(folder: Path, records: Sequence[Record], literature: Literature) -> None:
+    _make_tables(folder, records, literature)
     _report(lambda: write_overhead(folder, records))
-    paths, notes = write_figures(folder, records)
+    paths, notes = write_figures(folder, records, literature.entries)
     for line in [*paths, *notes]:
         print(f"  {line}")
 
 
-def _print_overhead(folder: Path, records: Sequence[Record]) -> None:
+def _print_overhead(folder: Path, records: Sequence[Record], literature: Literature) -> None:
     print(overhead_text(records))
 
 
-VERBS: dict[str, Callable[[Path, Sequence[Record]], None]] = {"all": _make_all, "tables": _make_tables, "overhead": _print_overhead}
+Verb = Callable[[Path, Sequence[Record], Literature], None]
+VERBS: dict[str, Verb] = {"all": _make_all, "tables": _make_tables, "overhead": _print_overhead}
 
 
 def _report(write: Callable[[], list[Path]]) -> None:
@@ -88,10 +108,11 @@ def _report(write: Callable[[], list[Path]]) -> None:
         print(f"  {error}")
 
 
-def _show(folder: Path) -> None:
-    table = results_table(read_records(folder))
+def _show(folder: Path, records: Sequence[Record], literature: Literature) -> None:
+    table = with_published(results_table(records), literature.shown)
     if not table.empty:
-        print("\n" + markdown(*printable(table), f"Results of the experiment {folder.resolve().name}"))
+        shown, notes = printable(table)
+        print("\n" + markdown(shown, [*notes, *literature.footnotes], f"Results of the experiment {folder.resolve().name}"))
 
 
 def _holds_records(folder: Path) -> bool:
@@ -110,6 +131,10 @@ def _parser() -> argparse.ArgumentParser:
     results_help = "folder of experiments, or one experiment's folder (default: results)"
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help=results_help)
     parser.add_argument("--experiment", metavar="NAME", help="only this experiment (default: every one that has records)")
+    beside = parser.add_mutually_exclusive_group()
+    published_help = "published figures to show beside ours (default: published.toml in the folder of experiments, or above it)"
+    beside.add_argument("--published", type=Path, metavar="FILE", help=published_help)
+    beside.add_argument("--no-published", action="store_true", help="show no published figures")
     parser.add_argument("--show", action="store_true", help="print the table of results as well")
     return parser
 

@@ -27,15 +27,16 @@ LATEX_ESCAPES = {
 
 
 def printable(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Turns the raw table into strings scaled for reading, and returns them with the footnotes."""
+    """Turns the raw table into strings scaled for reading, and returns them with the footnotes; published counts keep their digits."""
+    published = table["published"] if "published" in table else pd.Series(False, index=table.index)
     marks, notes = _footnotes(table)
     shown = pd.DataFrame({"Method": [look_of(str(m)).label + mark for m, mark in zip(table["method"], marks, strict=True)]})
     shown["Size"] = _short(table["size"])
     shown["Realised"] = _scaled(table["realised_size"], 4)
-    shown["Params (M)"] = _scaled(table["params"] / 1e6, 4)
+    shown["Params (M)"] = _counted(table["params"] / 1e6, published)
     scale, unit = (1e9, "G") if (table[["macs", "macs_torch_pruning"]] >= 1e9).any(axis=None) else (1e6, "M")
-    shown[f"MACs ({unit})"] = _scaled(table["macs"] / scale, 4)
-    shown[f"MACs, torch-pruning ({unit})"] = _scaled(table["macs_torch_pruning"] / scale, 4)
+    shown[f"MACs ({unit})"] = _counted(table["macs"] / scale, published)
+    shown[f"MACs, torch-pruning ({unit})"] = _counted(table["macs_torch_pruning"] / scale, published)
     shown["Device-hours"] = _scaled(table["device_hours"], 3)
     shown["Training PFLOP"] = _scaled(table["train_pflop"], 3)
     for column in [column for column in table.columns if column.endswith("_std_error")]:
@@ -49,7 +50,8 @@ def printable(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         elif distinct:
             same.append(f"{title} {distinct.pop()}")
     reading = "MACs: one forward on one image. Device-hours and PFLOP: training overhead, without evaluation. ±: standard error of the mean"
-    return shown, [*notes, reading, *(["In every row: " + "; ".join(same)] if same else [])]
+    rows = "In every row of ours: " if published.any() else "In every row: "
+    return shown, [*notes, reading, *([rows + "; ".join(same)] if same else [])]
 
 
 def markdown(shown: pd.DataFrame, notes: Sequence[str], title: str) -> str:
@@ -116,6 +118,12 @@ def _scaled(values: "pd.Series[float]", significant: int) -> list[str]:
     whole_digits = math.floor(math.log10(max(present))) + 1 if present else 1
     decimals = max(0, significant - whole_digits)
     return ["" if pd.isna(value) else f"{float(value):.{decimals}f}" if value else "0" for value in values]
+
+
+def _counted(values: "pd.Series[float]", published: "pd.Series[bool]") -> list[str]:
+    """Prints our counts to four digits, and published ones, which are rounded already, as they are."""
+    ours = _scaled(values, 4)
+    return [text if not theirs or pd.isna(value) else f"{value:g}" for text, value, theirs in zip(ours, values, published, strict=True)]
 
 
 def _short(values: "pd.Series[float]") -> list[str]:

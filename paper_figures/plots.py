@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from paper_figures.cells import MissingRecordsError, sort_key
 from paper_figures.look import house_style, look_of, save_figure
 from paper_figures.overhead import Comparison, Term, comparisons, overhead_terms, total, why_not
+from paper_figures.published import Published
+from paper_figures.published_points import Point, add_published_legend, draw_published
 from paper_figures.strips import samples
 from paper_figures.tables import metrics_of, results_table
 from repro.harness.records import Record
@@ -20,16 +22,18 @@ NOT_A_LINE = ("floor", "noise")
 ASK_FOR_RUN = "run `python -m repro run`"
 
 
-def write_figures(folder: Path, records: Sequence[Record]) -> tuple[list[Path], list[str]]:
+def write_figures(folder: Path, records: Sequence[Record], published: Sequence[Published] = ()) -> tuple[list[Path], list[str]]:
     """Draws every figure that the records allow and returns the paths written and a line about each thing left out.
+
+    Published figures that may be shown stand beside ours.
 
     Raises:
         ReproError: A record or sample strip is malformed, or the folder cannot be written.
     """
     table = results_table(records)
     drawings: dict[str, Callable[[], Figure]] = {
-        "fid_vs_macs": lambda: fid_vs_macs(table),
-        "fid_vs_params": lambda: fid_vs_params(table),
+        "fid_vs_macs": lambda: fid_vs_macs(table, published),
+        "fid_vs_params": lambda: fid_vs_params(table, published),
         "overhead": lambda: overhead(records),
         "samples": lambda: samples(folder, records),
     }
@@ -45,23 +49,25 @@ def write_figures(folder: Path, records: Sequence[Record]) -> tuple[list[Path], 
     return paths, notes
 
 
-def fid_vs_macs(table: pd.DataFrame) -> Figure:
-    """Draws quality against the MACs of one forward, a line per method.
+def fid_vs_macs(table: pd.DataFrame, published: Sequence[Published] = ()) -> Figure:
+    """Draws quality against the MACs of one forward, a line per method; published points by torch-pruning's count.
 
     Raises:
         MissingRecordsError: No cell with a size has a quality.
     """
     scale, unit = (1e9, "G") if (table["macs"] >= 1e9).any() else (1e6, "M")
-    return _quality_figure(table, "macs", scale, f"MACs of one denoiser forward on one image ({unit})")
+    points = [Point(entry=entry, x=entry.macs_torch_pruning / scale) for entry in published if entry.macs_torch_pruning]
+    return _quality_figure(table, "macs", scale, f"MACs of one denoiser forward on one image ({unit})", points)
 
 
-def fid_vs_params(table: pd.DataFrame) -> Figure:
+def fid_vs_params(table: pd.DataFrame, published: Sequence[Published] = ()) -> Figure:
     """Draws quality against the number of parameters, a line per method.
 
     Raises:
         MissingRecordsError: No cell with a size has a quality.
     """
-    return _quality_figure(table, "params", 1e6, "Parameters (M)")
+    points = [Point(entry=entry, x=entry.params / 1e6) for entry in published if entry.params]
+    return _quality_figure(table, "params", 1e6, "Parameters (M)", points)
 
 
 def overhead(records: Sequence[Record]) -> Figure:
@@ -84,7 +90,7 @@ def overhead(records: Sequence[Record]) -> Figure:
     return figure
 
 
-def _quality_figure(table: pd.DataFrame, column: str, scale: float, xlabel: str) -> Figure:
+def _quality_figure(table: pd.DataFrame, column: str, scale: float, xlabel: str, published: Sequence[Point]) -> Figure:
     """Draws a panel for each metric and number of samples: numbers of different metrics or sample counts share no axis."""
     panels = [
         (metric, n, table[table[metric].notna() & (table["n_samples"] == n)])
@@ -94,7 +100,7 @@ def _quality_figure(table: pd.DataFrame, column: str, scale: float, xlabel: str)
     if not panels:
         short = "macs" if column == "macs" else "params"
         raise MissingRecordsError(f"the figure fid_vs_{short}: left out, no evaluated cell; {ASK_FOR_RUN}")
-    figure = Figure(figsize=(7.0, 3.7 * len(panels)))
+    figure = Figure(figsize=(7.0, (4.6 if published else 3.7) * len(panels)))
     for part_of_figure, (metric, n, part) in zip(figure.subfigures(len(panels), squeeze=False)[:, 0], panels, strict=True):
         # Cells that failed stay in as blanks: they break the line, so that no gap is bridged.
         failed = table[table["n_samples"].isna() & table["method"].isin(part["method"])]
@@ -103,15 +109,26 @@ def _quality_figure(table: pd.DataFrame, column: str, scale: float, xlabel: str)
         # The untrained controls are so much worse that the trained networks need a panel of their own.
         views = {"": rows} if light.all() or not light.any() else {"With untrained controls": rows, "Trained only": rows[~light]}
         axes_of = part_of_figure.subplots(1, len(views), squeeze=False)[0]
+        beside = [point for point in published if (point.entry.protocol.metric, point.entry.protocol.n_samples) == (metric, n)]
+        draw_published(axes_of[-1], beside)
         for axes, (title, shown) in zip(axes_of, views.items(), strict=True):
             _draw_quality(axes, shown, (metric, f"{metric}_std_error"), shown[column] / scale)
             axes.set_title(title, loc="left")
         axes_of[0].set_ylabel(f"{metric}, {n:,} samples (lower is better)")
-        part_of_figure.supxlabel(xlabel, fontsize=9)
-        handles = dict(zip(*reversed(axes_of[0].get_legend_handles_labels()), strict=True))
-        labels = sorted(handles, key=lambda label: label == look_of("floor").label)
-        part_of_figure.legend([handles[label] for label in labels], labels, loc="outside upper center", ncols=4)
+        _add_legend(part_of_figure, axes_of[0])
+        if beside:  # the part's own label would lie under the second legend
+            for axes in axes_of:
+                axes.set_xlabel(xlabel)
+            add_published_legend(part_of_figure, beside, "Published points: MACs by torch-pruning's count" if column == "macs" else None)
+        else:
+            part_of_figure.supxlabel(xlabel, fontsize=9)
     return figure
+
+
+def _add_legend(figure: SubFigure, axes: Axes) -> None:
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    labels = sorted(handles, key=lambda label: label == look_of("floor").label)
+    figure.legend([handles[label] for label in labels], labels, loc="outside upper center", ncols=4)
 
 
 def _draw_quality(axes: Axes, rows: pd.DataFrame, columns: tuple[str, str], x: "pd.Series[float]") -> None:

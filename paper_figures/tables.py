@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from paper_figures.cells import Bill, Cell, MissingRecordsError, bill, cells_of, mean, sort_key
+from paper_figures.literature import NO_LITERATURE, Literature, Shown
 from paper_figures.markup import latex, markdown, printable
 from repro.harness.records import Record
 from repro.harness.storage import write_atomically
@@ -49,17 +50,27 @@ def results_table(records: Iterable[Record]) -> pd.DataFrame:
     return _framed(rows, sorted({cell.metric for cell in cells if cell.metric and cell.done}))
 
 
-def write_tables(folder: Path, records: Sequence[Record]) -> list[Path]:
+def with_published(table: pd.DataFrame, shown: Sequence[Shown]) -> pd.DataFrame:
+    """Returns a table with published figures below ours and a column `published` that tells them apart; without any, the same table."""
+    if not shown or table.empty:
+        return table
+    theirs = _framed([_published_row(item) for item in shown], metrics_of(table))
+    both = pd.concat([table.assign(published=False), theirs.assign(published=True)], ignore_index=True)
+    return both[["method", "published", *table.columns.drop("method")]]
+
+
+def write_tables(folder: Path, records: Sequence[Record], literature: Literature = NO_LITERATURE) -> list[Path]:
     """Writes `tables/results.csv`, `.md` and `.tex` and returns their paths.
 
     Raises:
         MissingRecordsError: There is nothing to show.
         ReproError: A record is malformed, or the folder cannot be written.
     """
-    table = results_table(records)
+    table = with_published(results_table(records), literature.shown)
     if table.empty:
         raise MissingRecordsError("tables: left out, only trial records or none; run `python -m repro run`")
     shown, notes = printable(table)
+    notes += literature.footnotes
     title = f"Results of the experiment {records[0]['experiment']}"
     texts = {
         "csv": table.to_csv(index=False, lineterminator="\n"),
@@ -99,6 +110,19 @@ def _gap(failed: Sequence[Cell]) -> Row:
     """Returns the row of a (method, size) of which no seed ended well: blanks and the reasons."""
     note = "; ".join(f"seed {cell.seed} failed: {cell.failure}" for cell in failed)
     return {"method": failed[0].method, "size": failed[0].size, "device": failed[0].device, "note": note}
+
+
+def _published_row(item: Shown) -> Row:
+    """Returns the row of a published figure; its size P, costs and spread are not ours to state."""
+    entry = item.entry
+    return {
+        "method": entry.title,
+        "params": entry.params,
+        "macs_torch_pruning": entry.macs_torch_pruning,
+        entry.protocol.metric: entry.fid,
+        "n_samples": entry.protocol.n_samples,
+        "note": item.note,
+    }
 
 
 def _costs(bills: Sequence[Bill]) -> Row:

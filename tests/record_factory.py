@@ -22,6 +22,15 @@ QUALITY = {
     "untrained_random": {0.75: 66.5, 0.5: 404.0, 0.25: 1760.0},
 }
 
+# An experiment of the size of google/ddpm-cifar10-32, by the protocol of Diff-Pruning's published figures.
+CIFAR10_PARAMS, CIFAR10_MACS = 35_746_307, 6_221_594_624
+CIFAR10_FID = {
+    "base": {1.0: 4.23},
+    "ofa": {1.0: 4.41, 0.75: 4.58, 0.5: 5.21, 0.25: 8.05},
+    "diff_pruning": {0.75: 4.66, 0.5: 5.37, 0.25: 8.62},
+    "random": {0.75: 4.81, 0.5: 5.74, 0.25: 9.33},
+}
+
 Record = dict[str, Any]
 
 
@@ -77,6 +86,28 @@ def make_records(seeds: tuple[int, ...] = (0,), methods: tuple[str, ...] = tuple
         records += [make_record(method, size, seed) for method in methods for size in QUALITY[method]]
         records += [make_record("ofa_joint", None, seed)] if "ofa" in methods else []
     return [*records, make_record("floor", None), make_record("noise", None)]
+
+
+def make_cifar10_record(method: str, size: float | None, seed: int = 0, *, weights: str = "ema", **changes: Any) -> Record:
+    """Returns a finished cell's record of a CIFAR-10 experiment; `changes` replaces keys of its quality or of its sampler."""
+    sampler = {"name": "ddim", "steps": 100, "spacing": "quadratic", "eta": 0.0, "clip_sample": False, "precision": "float32"}
+    judged = quality([CIFAR10_FID.get(method, {}).get(size, 0.9)], metric="fid", n_samples=50_000)
+    judged |= {"reference": {"name": "cifar10", "n": 50_000, "sha256": "c1" * 32}}
+    judged |= {"sampler": None if method == "floor" else sampler | {key: changes.pop(key) for key in sampler if key in changes}}
+    config = {"data": {"name": "cifar10"}, "network": {"sample_size": 32}}
+    record = make_record(method, size, seed, experiment="cifar10", quality=judged | changes)
+    record["provenance"]["config"] = config
+    record["base"] = {"source": "path", "weights": weights, "sha256": "b"} if size else None
+    if size:
+        params, macs = round(CIFAR10_PARAMS * (0.13 + 0.87 * size)), round(CIFAR10_MACS * (0.177 + 0.823 * size))
+        record["size"] |= {"params": params, "macs": macs, "macs_torch_pruning": round(macs * 6.064 / 6.222)}
+    return record
+
+
+def make_cifar10_records(**changes: Any) -> list[Record]:
+    """Returns the records of a CIFAR-10 experiment, without those of the joint training."""
+    cells = [(method, size) for method, fids in CIFAR10_FID.items() for size in fids]
+    return [make_cifar10_record(method, size, **changes) for method, size in [*cells, ("floor", None)]]
 
 
 def write_records(folder: Path, records: list[Record], *, strips: bool = False) -> Path:
