@@ -225,6 +225,7 @@ class Evaluation:
         clip_sample: Whether the predicted clean image is clipped to [-1, 1] at every step.
         reference_images: How many training images stand against the samples, from the first; 0 takes all.
         precision: Of sampling.
+        latency_batches: The batch sizes at which one forward pass is timed.
     """
 
     metric: str = "fid_classifier"
@@ -236,6 +237,7 @@ class Evaluation:
     clip_sample: bool = True
     reference_images: int = 0
     precision: str = "float32"
+    latency_batches: tuple[int, ...] = (1, 64)
 
     def __post_init__(self) -> None:
         one_of("metric", self.metric, METRICS)
@@ -246,6 +248,7 @@ class Evaluation:
         check("sampler_steps", self.sampler_steps >= 1, "must be at least 1")
         check("sampler_steps", self.sampler_steps >= 2 or self.spacing != "quadratic", "quadratic spacing needs at least 2")
         check("batch_size", self.batch_size >= 1, "must be at least 1")
+        check("latency_batches", all(batch >= 1 for batch in self.latency_batches), "must be at least 1 each")
         check("sampling_seeds", bool(self.sampling_seeds), "needs at least one seed")
 
 
@@ -282,6 +285,7 @@ class Classifier:
         steps: Optimisation steps.
         batch_size: Images of a step.
         learning_rate: Its peak.
+        precision: Of its training.
         held_out: Share of the training images that the accuracy is measured on, where the data set has no test images of its own.
         least_accuracy: What it must reach.
         seed: Of its weights and batches.
@@ -295,6 +299,7 @@ class Classifier:
     steps: int = 600
     batch_size: int = 128
     learning_rate: float = 2e-3
+    precision: str = "float32"
     held_out: float = 0.2
     least_accuracy: float = 0.97
     seed: int = 0
@@ -303,6 +308,7 @@ class Classifier:
         for key in ("width", "levels", "blocks", "steps", "batch_size"):
             check(key, getattr(self, key) >= 1, "must be at least 1")
         check("crop_padding", self.crop_padding >= 0, "must not be negative")
+        one_of("precision", self.precision, PRECISIONS)
         check("width", self.width % 8 == 0, "must be a multiple of 8: its normalisation has 8 groups")
         check("learning_rate", 0 < self.learning_rate < math.inf, "must be positive and finite")
         check("held_out", 0 < self.held_out < 1, "must lie in (0, 1)")

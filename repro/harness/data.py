@@ -2,14 +2,21 @@
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 from repro.config import Data
+from repro.errors import ReproError
+from repro.harness.cifar10 import read_cifar10
+from repro.harness.image_folder import read_folder
 from repro.harness.places import Places
+
+SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}  # [C, H, W]; a folder's images take any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +28,16 @@ class Images:
         pixels: uint8, shape [N, C, H, W].
         labels: int64, shape [N].
         sha256: Hash of the pixels in [N, H, W, C] order.
+        test: The official test split, where the set has one; never trained on.
+        files_sha256: Hash of the list of files, their names and sizes, where the set is a folder.
     """
 
     name: str
     pixels: Tensor
     labels: Tensor
     sha256: str
+    test: "Images | None" = None
+    files_sha256: str | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -39,9 +50,26 @@ def load_images(settings: Data, image_shape: tuple[int, int, int], places: Place
         settings: The section of the configuration.
         image_shape: [C, H, W] that the network takes.
         places: Where an offline copy lies, or where a download goes.
+
+    Raises:
+        ReproError: The network takes images of another shape, or the set is missing, damaged, or not the one that the configuration names.
     """
-    assert settings.name == "digits", settings.name
-    return digits()
+    shape = SHAPES.get(settings.name, image_shape)
+    if shape != image_shape:
+        channels, size, _ = shape
+        raise ReproError(
+            f"network.sample_size, network.channels: {settings.name} needs {size} and {channels}, "
+            f"not {image_shape[1]} and {image_shape[0]}; change these, or data.name"
+        )
+    if places.data_root and settings.name != "cifar10":
+        raise ReproError(f"--data-root: is for cifar10, not for {settings.name}; leave it out (a folder of images is named by data.folder)")
+    if settings.name == "folder":
+        images = folder_of_images(Path(settings.folder).expanduser(), image_shape, places)
+    else:
+        images = digits() if settings.name == "digits" else cifar10(places, copy_allowed=bool(settings.sha256))
+    if settings.sha256 not in ("", images.sha256):
+        raise ReproError(f"data.sha256: the training pixels of {settings.name} have {images.sha256}; name that, or other images")
+    return images
 
 
 def digits() -> Images:
@@ -50,13 +78,60 @@ def digits() -> Images:
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), test part.
     """
     bunch = load_digits()
-    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    return _images("digits", np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None], bunch.target.astype(np.int64))
+
+
+def cifar10(places: Places, *, copy_allowed: bool = False) -> Images:
+    """Loads CIFAR-10, 50,000 training and 10,000 test images in 10 classes.
+
+    Args:
+        places: Where an offline copy lies, or where the download goes.
+        copy_allowed: Whether images may come from a copy that is not the official archive; the caller then compares its hash.
+
+    Raises:
+        ReproError: No images can be had, they are damaged, or only a copy is there and none is allowed.
+
+    Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009).
+    """
+    train, test, official = read_cifar10(places)
+    images = _images("cifar10", *train, test=_images("cifar10-test", *test))
+    if not (official or copy_allowed):
+        raise ReproError(
+            f"{places.data_root}: not the official CIFAR-10 (its training pixels' sha256 is {images.sha256}); "
+            f"to use this copy nonetheless say so: --set data.sha256={images.sha256}"
+        )
+    return images
+
+
+def folder_of_images(folder: Path, image_shape: tuple[int, int, int], places: Places) -> Images:
+    """Loads all images below a folder, resized and cropped to [C, H, W]."""
+    pixels, labels, files_sha256 = read_folder(folder, image_shape, places.cache / "data")
+    return _images("folder", pixels, labels, files_sha256=files_sha256)
+
+
+def _images(
+    name: str,
+    pixels: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int64],
+    test: Images | None = None,
+    files_sha256: str | None = None,
+) -> Images:
+    """Makes a set of pixels [N, H, W, C]."""
     return Images(
-        name="digits",
-        pixels=torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))),
-        labels=torch.from_numpy(bunch.target.astype(np.int64)),
-        sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
+        name=name,
+        pixels=torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()),
+        labels=torch.from_numpy(labels),
+        sha256=_sha256(pixels),
+        test=test,
+        files_sha256=files_sha256,
     )
+
+
+def _sha256(pixels: npt.NDArray[np.uint8]) -> str:
+    digest = hashlib.sha256()
+    for part in np.array_split(pixels, len(pixels) // 1000 + 1):  # in pieces: a set may be larger than the memory that is left
+        digest.update(np.ascontiguousarray(part).data)
+    return digest.hexdigest()
 
 
 def to_unit_range(pixels: Tensor) -> Tensor:

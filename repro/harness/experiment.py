@@ -29,7 +29,6 @@ from repro.harness.training import CHECKPOINT, Run, train
 MODEL = "model"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # of a saved pipeline
 MADE = "made.json"
-LATENCY_BATCHES = (1, 64)
 LEAST_SHARE = 0.05  # of the work, before the time left is worth a guess
 
 
@@ -258,7 +257,7 @@ def _latency(experiment: Experiment, model: Any) -> list[Record]:
     threads = torch.get_num_threads()
     return [
         {"batch": batch, "ms": cost.latency_ms(model, experiment.image_shape, batch), "device_name": name, "threads": threads}
-        for batch in LATENCY_BATCHES
+        for batch in experiment.config.evaluation.latency_batches
     ]
 
 
