@@ -213,7 +213,7 @@ def _train_alone(experiment: Experiment, cell: Cell, model: Any, settings: Train
 
 def _make_floor(experiment: Experiment, cell: Cell, _clock: Clock, _report: CellProgress) -> Product:
     """Sets one half of the real images against the other: the least that a distance of so few images can be."""
-    pixels = experiment.images.pixels
+    pixels = experiment.images.pixels[: experiment.config.evaluation.reference_images or None]
     order = torch.randperm(len(pixels), generator=generator(torch.device("cpu"), "floor", cell.seed))
     half = len(pixels) // 2
     return Product(pixels=(pixels[order[:half]], pixels[order[half : 2 * half]]))

@@ -285,6 +285,8 @@ class Classifier:
         steps: Optimisation steps.
         batch_size: Images of a step.
         learning_rate: Its peak.
+        warmup_steps: Steps in which it rises to that.
+        label_smoothing: Share of a label that is spread over all labels.
         precision: Of its training.
         held_out: Share of the training images that the accuracy is measured on, where the data set has no test images of its own.
         least_accuracy: What it must reach.
@@ -299,6 +301,8 @@ class Classifier:
     steps: int = 600
     batch_size: int = 128
     learning_rate: float = 2e-3
+    warmup_steps: int = 0
+    label_smoothing: float = 0.0
     precision: str = "float32"
     held_out: float = 0.2
     least_accuracy: float = 0.97
@@ -307,7 +311,9 @@ class Classifier:
     def __post_init__(self) -> None:
         for key in ("width", "levels", "blocks", "steps", "batch_size"):
             check(key, getattr(self, key) >= 1, "must be at least 1")
-        check("crop_padding", self.crop_padding >= 0, "must not be negative")
+        for key in ("crop_padding", "warmup_steps"):
+            check(key, getattr(self, key) >= 0, "must not be negative")
+        check("label_smoothing", 0 <= self.label_smoothing < 1, "must lie in [0, 1)")
         one_of("precision", self.precision, PRECISIONS)
         check("width", self.width % 8 == 0, "must be a multiple of 8: its normalisation has 8 groups")
         check("learning_rate", 0 < self.learning_rate < math.inf, "must be positive and finite")

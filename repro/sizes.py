@@ -1,27 +1,49 @@
 """What each size realises: the answer of `python -m repro sizes`."""
 
 import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from baselines import criteria
+from baselines.pruning import prune_to_params
+from repro.errors import ReproError
 from repro.harness.cells import Experiment, base_cell
-from repro.harness.cost import count_macs, count_params
+from repro.harness.cost import count_macs, count_macs_torch_pruning, count_params
 from repro.harness.denoiser import build_base, channel_widths
 from repro.harness.distributed import device
 from repro.harness.experiment import is_made, load_model
-from repro.methods import equal_importance, plan_of, score_base
+from repro.harness.progress import say
+from repro.methods import equal_importance, params_at, plan_of, score_base
 from repro.ofa.pipes import unet2d_pipes
 from repro.ofa.supernet import Supernet
 
 FOOTNOTE = "* evaluated and reported. MACs: one forward pass on one image, with attention's matrix products, and without."
+PRUNED = "Independent pruning to the same parameter size (the whole network, so that its MACs differ)"
+PUBLISHED = Path(__file__).parents[1] / "results" / "published.toml"
+NEAR = 0.05  # published networks of nearly the same parameters
 
 
-def describe_sizes(experiment: Experiment, *, as_json: bool) -> str:
-    """Returns a table, or JSON, of every trained size: P, realised size, parameters, MACs, widths of its pipes.
+def describe_sizes(experiment: Experiment, *, only: Sequence[float] | None, pruned: bool, as_json: bool) -> str:
+    """Returns a table, or JSON, of the trained sizes: P, realised size, parameters, MACs, widths of the pipes.
 
     The allocation follows the trained base's importances where a base lies in the runs folder; before that, equal importances.
+
+    Args:
+        experiment: The configuration and its folders.
+        only: The sizes to show; None shows every trained one.
+        pruned: Whether to prune the base to each reported size too, and to show what that realises beside published networks.
+        as_json: Whether to return JSON.
+
+    Raises:
+        ReproError: A size is not a trained one.
     """
+    for asked in only or []:
+        if asked not in experiment.config.sizes.trained:
+            raise ReproError(f"--sizes {asked:g}: not a trained size; add it with --set sizes.trained")
     config = experiment.config
     cell = base_cell(config)
     if is_made(experiment, cell):
@@ -35,7 +57,7 @@ def describe_sizes(experiment: Experiment, *, as_json: bool) -> str:
     plan = plan_of(experiment, base, {name: score.cpu() for name, score in importance.items()} or equal_importance(base))
     supernet = Supernet(base, pipes, plan)
     rows: list[dict[str, Any]] = []
-    for size in supernet.sizes:
+    for size in [size for size in supernet.sizes if only is None or size in only]:
         subnet = supernet.extract(size)
         macs = count_macs(subnet, experiment.image_shape)
         widths = channel_widths(subnet)
@@ -51,10 +73,60 @@ def describe_sizes(experiment: Experiment, *, as_json: bool) -> str:
             }
         )
     heading = f"{config.name}, allocation {config.allocation.rule}, by {source}"
+    baselines = [_pruned_row(experiment, row["size"]) for row in rows if row["reported"] and row["size"] < 1] if pruned else []
     if as_json:
-        return json.dumps({"config": config.name, "allocation": config.allocation.rule, "importance": source, "sizes": rows}, indent=2)
+        content = {"config": config.name, "allocation": config.allocation.rule, "importance": source, "sizes": rows}
+        return json.dumps(content | ({"baselines": baselines} if pruned else {}), indent=2)
     columns = _line("P", "realised", "params", "MACs", "conv+linear", "pipe widths, in the order of the network")
-    return "\n".join([heading, "", columns, *map(_row, rows), "", FOOTNOTE])
+    return "\n".join([heading, "", columns, *map(_row, rows), "", FOOTNOTE, *_pruned_lines(baselines)])
+
+
+def _pruned_row(experiment: Experiment, size: float) -> dict[str, Any]:
+    """Prunes a base to a size, as every baseline does: the criterion decides which channels go, not how many."""
+    say(f"pruning to size {size:g} ...", to_stderr=True)
+    base = build_base(experiment.config.network, seed=0).eval()
+    channels, height, width = experiment.image_shape
+    example = (torch.zeros(1, channels, height, width), torch.zeros(1))
+    target = params_at(base, size)
+    model = prune_to_params(base, target, criteria.magnitude(), example)
+    macs = count_macs(model, experiment.image_shape)
+    params = count_params(model.parameters())
+    return {
+        "size": size,
+        "target_params": target,
+        "params": params,
+        "macs": macs.total,
+        "macs_conv_linear": macs.conv_linear,
+        "macs_torch_pruning": count_macs_torch_pruning(model, experiment.image_shape),
+        "published": _published_near(experiment.config.data.name, params),
+    }
+
+
+def _published_near(data: str, params: int) -> list[dict[str, Any]]:
+    """Returns the published networks of a data set with about as many parameters, each once."""
+    if not PUBLISHED.exists():
+        return []
+    content = tomllib.loads(PUBLISHED.read_text())
+    found = {
+        (entry["params"], entry["macs"], entry["macs_counter"], content["sources"][entry["source"]]["cite"])
+        for entry in content["entries"]
+        if content["protocols"][entry["protocol"]]["data"] == data and "macs" in entry and abs(entry["params"] / params - 1) <= NEAR
+    }
+    return [dict(zip(("params", "macs", "macs_counter", "source"), network, strict=True)) for network in sorted(found)]
+
+
+def _pruned_lines(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    lines = ["", PRUNED, "", f"{'P':>7} {'params':>12} {'MACs':>15} {'conv+linear':>15} {'torch-pruning':>15}  published beside it"]
+    for row in rows:
+        beside = "; ".join(
+            f"{near['params'] / 1e6:g} M, {near['macs'] / 1e9:g} G by {near['macs_counter']} ({near['source']})"
+            for near in row["published"]
+        )
+        counts = f"{row['params']:>12,} {row['macs']:>15,} {row['macs_conv_linear']:>15,} {row['macs_torch_pruning']:>15,}"
+        lines.append(f"{row['size']:>7g} {counts}  {beside}".rstrip())
+    return lines
 
 
 def _row(row: dict[str, Any]) -> str:

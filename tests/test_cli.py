@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from repro.sizes import _published_near
+
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "tiny.toml"
 METHODS = "floor", "noise", "base", "untrained", "untrained_random", "ofa_joint", "ofa", "diff_pruning", "magnitude", "random", "scratch"
@@ -153,6 +155,29 @@ def test_sizes_prints_a_table_that_marks_the_reported(tmp_path):
     (whole,) = [line for line in done.stdout.splitlines() if line.split()[:1] == ["1*"]]
     assert f"{BASE_PARAMS:,}" in whole
     assert any(line.split()[:1] == ["0.75"] for line in done.stdout.splitlines())
+
+
+def test_sizes_shows_what_independent_pruning_realises(tmp_path):
+    done = repro("sizes", "--baselines", "--sizes", "0.5", "--json", *folders(tmp_path))
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    assert [row["size"] for row in content["sizes"]] == [0.5]
+    (row,) = content["baselines"]
+    assert row["params"] == pytest.approx(row["target_params"], rel=0.02)
+    assert row["macs_conv_linear"] < row["macs"] < content["sizes"][0]["macs"]  # the residual stream is pruned too
+    assert row["published"] == []
+    assert "Independent pruning to the same parameter size" in repro("sizes", "--baselines", *folders(tmp_path)).stdout
+
+
+def test_published_networks_of_about_the_same_size_stand_beside():
+    near = {"params": 19_800_000, "macs": 3_400_000_000, "macs_counter": "torch-pruning", "source": "Fang et al., 2023"}
+    assert _published_near("cifar10", 20_271_790) == [near]
+    assert _published_near("cifar10", 25_000_000) == []
+    assert _published_near("digits", 20_271_790) == []
+
+
+def test_a_size_that_is_not_trained_is_not_shown(tmp_path):
+    assert "--sizes 0.3: not a trained size" in refusal(repro("sizes", "--sizes", "0.3", *folders(tmp_path)))
 
 
 def test_size_that_the_plan_cannot_reach_is_refused_with_the_smallest_that_it_can(tmp_path):

@@ -1,6 +1,7 @@
 """The whole flow, once, on a configuration of seconds; then everything that it left."""
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -33,7 +34,7 @@ CELLS = (
     *(f"{method}-1-seed0" for method in ("ofa", "diff_pruning", "scratch")),  # unpruned, the other two would be diff_pruning again
 )
 KEYS = {
-    *("schema_version", "experiment", "trial", "cell", "status", "reason", "delivered_by", "starts_from"),
+    *("schema_version", "experiment", "trial", "cell", "status", "reason", "delivered_by", "starts_from", "base"),
     *("size", "training", "quality", "latency", "samples", "cost", "provenance"),
 }
 SIX_PHASES = {"prepare", "importance", "train", "checkpoint", "lost", "evaluate"}
@@ -141,7 +142,8 @@ def test_network_is_described_and_judged(flow, name):
     assert quality["metric"] == "fid_classifier"
     assert quality["n_samples"] == 40
     assert quality["reference"]["n"] == 1797
-    assert quality["sampler"] == {"name": "ddim", "steps": 3, "spacing": "quadratic", "eta": 0.0, "clip_sample": True}
+    sampler = {"name": "ddim", "steps": 3, "spacing": "quadratic", "eta": 0.0, "clip_sample": True, "precision": "float32"}
+    assert quality["sampler"] == sampler
     assert quality["mean"] == pytest.approx(sum(quality["values"]) / len(quality["values"]))
     assert [row["batch"] for row in record["latency"]] == [1, 64]
     assert all(row["ms"] > 0 for row in record["latency"])
@@ -404,3 +406,28 @@ def test_records_that_are_no_trial_become_tables_and_figures(flow, copy):
             assert (folder / "figures" / f"{name}.{suffix}").stat().st_size > 1000
     for name in ("results.md", "results.tex", "overhead.csv"):
         assert (folder / "tables" / name).stat().st_size > 0
+
+
+# A base that was trained elsewhere
+
+
+def test_every_record_names_the_base_that_its_network_descends_from(flow):
+    weights = flow.runs / "base-1-seed0" / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    for name, record in flow.records.items():
+        expected = None if name.startswith(("floor", "noise")) else {"source": "train", "weights": "ema", "sha256": digest}
+        assert record["base"] == expected, name
+
+
+def test_a_base_from_a_folder_costs_no_training_and_is_the_start_of_what_follows(flow, tmp_path):
+    folder = flow.runs / "base-1-seed0" / "model"
+    source = ["--set", "base.source=path", "--set", f"base.folder={folder}", "--set", "base.weights=unknown"]
+    done = repro("run", "--methods", "base,ofa_joint", *source, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    base, joint = (json.loads((tmp_path / "results" / "tiny" / f"{name}.json").read_text()) for name in ("base-1-seed0", "ofa_joint-seed0"))
+    assert base["training"] is None
+    assert base["base"]["source"] == "path" and base["base"]["folder"] == str(folder) and base["base"]["weights"] == "unknown"
+    assert joint["base"] == base["base"]
+    theirs = flow.records["base-1-seed0"]
+    assert base["base"]["sha256"] == theirs["base"]["sha256"]
+    assert base["quality"]["values"] == theirs["quality"]["values"]  # the same network draws the same samples

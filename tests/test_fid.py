@@ -1,6 +1,8 @@
-"""The Frechet distance, against its closed form, and the classifier whose features it compares."""
+"""The distances, against their closed forms; features, none dropped and kept with a hash; and the classifier that gives them."""
 
+import contextlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,16 @@ from repro.config import load_config
 from repro.errors import ReproError, RunError
 from repro.harness.classifier import classifier_for, load_classifier, train_classifier
 from repro.harness.data import Images, digits
-from repro.harness.fid import TOOL, PixelSet, frechet_distance
+from repro.harness.fid import (
+    TOOL,
+    FeatureLayer,
+    PixelSet,
+    cached_features,
+    classifier_layer,
+    features_of,
+    frechet_distance,
+    kernel_distance,
+)
 
 SMALL = Settings(width=16, steps=40, least_accuracy=0.5)
 
@@ -42,6 +53,17 @@ class FourPixels(FeatureExtractorBase):
         return (four_pixels(images),)
 
 
+class NotFinite(FourPixels):
+    """What weights of another kind may give."""
+
+    def forward(self, images):
+        return (four_pixels(images) / 0,)
+
+
+torch_fidelity.register_feature_extractor("four-pixels", FourPixels)
+torch_fidelity.register_feature_extractor("not-finite", NotFinite)
+
+
 def four_pixels(images):
     return torch.stack([images[:, 0, 0, 0], images[:, 1, 1, 0], images[:, 2, 0, 1], images[:, 0, 1, 1]], dim=1).float()
 
@@ -56,6 +78,19 @@ def closed_form(features1, features2):
 
 def no_report(step, steps, loss=0.0):
     """Shows nothing."""
+
+
+def distance(samples, reference, extractor, *, batch_size=256):
+    layer = replace(classifier_layer(extractor), batch_size=batch_size)
+    return frechet_distance(*(features_of(pixels, layer, no_report) for pixels in (samples, reference)))
+
+
+def pixel_layer(extractor="four-pixels", batch_size=64):
+    return FeatureLayer(extractor=extractor, layer="pixels", weights=Path("none"), sha256="0" * 64, batch_size=batch_size)
+
+
+def colours(count, seed=0):
+    return torch.randint(0, 256, (count, 3, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
 def classifier_features(extractor, pixels):
@@ -79,7 +114,6 @@ def small(images, tmp_path_factory):
 
 
 def test_torch_fidelity_computes_the_closed_form():
-    torch_fidelity.register_feature_extractor("four-pixels", FourPixels)
     stream = torch.Generator().manual_seed(0)
     one = torch.randint(0, 256, (300, 3, 2, 2), dtype=torch.uint8, generator=stream)
     two = (torch.randint(0, 256, (217, 3, 2, 2), generator=stream) // 2 + 40).to(torch.uint8)
@@ -109,7 +143,7 @@ def test_the_distance_is_the_closed_form_of_the_classifier_s_features(images, sm
     # 901 and 896 images: neither is a multiple of the batch, and none may be dropped.
     one, two = images.pixels[:901], images.pixels[901:]
     expected = closed_form(classifier_features(small, one), classifier_features(small, two))
-    found = frechet_distance(one, two, small, batch_size=256)
+    found = distance(one, two, small, batch_size=256)
     assert found == pytest.approx(expected, rel=1e-3)
     # Dropping the last, incomplete batches would be seen.
     dropped = closed_form(classifier_features(small, one[:768]), classifier_features(small, two[:768]))
@@ -123,26 +157,26 @@ def test_no_image_is_dropped_when_the_batch_does_not_divide_their_number(images,
     expected = closed_form(classifier_features(small, judged), classifier_features(small, reference))
     without = closed_form(classifier_features(small, judged[:300]), classifier_features(small, reference))
     assert abs(expected - without) > 0.1 * expected
-    assert frechet_distance(judged, reference, small, batch_size=100) == pytest.approx(expected, rel=1e-3)
+    assert distance(judged, reference, small, batch_size=100) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("batch_size", [37, 256, 2000])
 def test_the_distance_does_not_depend_on_the_batch_size(images, small, batch_size):
     halves = images.pixels[::2], images.pixels[1::2]
     expected = closed_form(*(classifier_features(small, half) for half in halves))
-    assert frechet_distance(*halves, small, batch_size=batch_size) == pytest.approx(expected, rel=1e-3)
+    assert distance(*halves, small, batch_size=batch_size) == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_batch_of_one_gives_the_same_distance(images, small):
     few, others = images.pixels[:80], images.pixels[80:200]
     expected = closed_form(*(classifier_features(small, pixels) for pixels in (few, others)))
-    assert frechet_distance(few, others, small, batch_size=1) == pytest.approx(expected, rel=1e-3)
+    assert distance(few, others, small, batch_size=1) == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_set_has_no_distance_from_itself_and_noise_a_larger_one_than_another_half(images, small):
     halves = images.pixels[::2], images.pixels[1::2]
     noise = torch.randint(0, 256, halves[0].shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    itself, other_half, from_noise = (frechet_distance(halves[0], other, small) for other in (halves[0], halves[1], noise))
+    itself, other_half, from_noise = (distance(halves[0], other, small) for other in (halves[0], halves[1], noise))
     assert abs(itself) < 1e-3 * other_half
     assert from_noise > 10 * other_half
 
@@ -153,6 +187,125 @@ def test_grey_images_come_as_three_equal_channels_and_colour_as_it_is():
     assert torch.equal(PixelSet(grey)[1], grey[1].repeat(3, 1, 1))
     colour = torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2)
     assert torch.equal(PixelSet(colour)[0], colour[0])
+
+
+def test_the_distances_are_those_of_calculate_metrics():
+    one, two = colours(300), colours(217, seed=1) // 2 + 40
+    metrics = torch_fidelity.calculate_metrics(
+        input1=PixelSet(one),
+        input2=PixelSet(two),
+        fid=True,
+        kid=True,
+        kid_subset_size=217,
+        feature_extractor="four-pixels",
+        feature_layer_fid="pixels",
+        feature_layer_kid="pixels",
+        cuda=False,
+        save_cpu_ram=True,
+        cache=False,
+        verbose=False,
+    )
+    features = [features_of(pixels, pixel_layer(), no_report) for pixels in (one, two)]
+    assert frechet_distance(*features) == metrics["frechet_inception_distance"]
+    mean, deviation, size = kernel_distance(*features)
+    assert (mean, deviation) == (metrics["kernel_inception_distance_mean"], metrics["kernel_inception_distance_std"])
+    assert size == 217
+
+
+def test_the_kernel_distance_is_its_closed_form():
+    # With as many features as a subset takes, every subset is all of them: (x.y / d + 1)^3, without the diagonals of the same set.
+    one, two = (four_pixels(colours(60, seed)).double() / 255 for seed in (0, 1))
+    inner = [((a @ b.T / 4 + 1) ** 3).numpy() for a, b in ((one, one), (two, two), (one, two))]
+    same = sum((kernel.sum() - np.trace(kernel)) / (60 * 59) for kernel in inner[:2])
+    expected = same - 2 * inner[2].mean()
+    mean, deviation, size = kernel_distance(one, two)
+    assert mean == pytest.approx(expected, rel=1e-9)
+    assert deviation < 1e-9
+    assert size == 60
+
+
+def test_a_subset_of_the_kernel_distance_has_1000_features_at_most():
+    one, two = (torch.rand(1200, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert kernel_distance(one, two)[2] == 1000
+    assert kernel_distance(one[:99], two)[2] == 99
+    assert kernel_distance(one, two[:5])[2] == 5
+
+
+# --- features
+
+
+def test_features_come_in_order_one_for_each_image_and_are_reported():
+    reports = []
+    pixels = colours(10)
+    features = features_of(pixels, pixel_layer(batch_size=4), lambda *report: reports.append(report))
+    assert features.dtype == torch.float32
+    assert torch.equal(features, four_pixels(pixels))
+    assert reports == [(4, 10), (8, 10), (10, 10)]
+
+
+def test_features_are_computed_without_tf32_and_what_was_set_comes_back():
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    seen = []
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = True
+        features_of(colours(2), pixel_layer(), lambda *_: seen.append((matmul.allow_tf32, cudnn.allow_tf32)))
+        assert seen == [(False, False)]
+        assert (matmul.allow_tf32, cudnn.allow_tf32) == (True, True)
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def test_features_that_are_not_finite_are_an_error_that_names_the_weights():
+    with pytest.raises(RunError, match="none: these weights give features that are not finite"):
+        features_of(colours(2), pixel_layer("not-finite"), no_report)
+
+
+def test_kept_features_are_the_computed_ones_and_are_not_computed_again(tmp_path):
+    reports = []
+    pixels = colours(70)
+    first, second = (cached_features(pixels, "colours", pixel_layer(), tmp_path, lambda *report: reports.append(report)) for _ in range(2))
+    assert torch.equal(first, features_of(pixels, pixel_layer(), no_report))
+    assert torch.equal(first, second)
+    assert reports == [(64, 70), (70, 70)]
+
+
+@pytest.mark.parametrize(
+    ("count", "name", "changes"),
+    [(69, "colours", {}), (70, "others", {}), (70, "colours", {"sha256": "1" * 64}), (70, "colours", {"extractor": "not-finite"})],
+)
+def test_other_images_or_weights_have_features_of_their_own(tmp_path, count, name, changes):
+    cached_features(colours(70), "colours", pixel_layer(), tmp_path, no_report)
+    reports = []
+    layer = replace(pixel_layer(), **changes)
+    with contextlib.suppress(RunError):
+        cached_features(colours(count), name, layer, tmp_path, lambda *report: reports.append(report))
+    assert reports[-1] == (count, count)
+
+
+def test_the_batch_size_does_not_change_which_features_are_kept(tmp_path):
+    reports = []
+    for batch_size in (64, 7):
+        cached_features(colours(9), "colours", pixel_layer(batch_size=batch_size), tmp_path, lambda *report: reports.append(report))
+    assert reports == [(9, 9)]
+
+
+@pytest.mark.parametrize("damage", ["emptied", "cut", "changed", "of others"])
+def test_damaged_features_are_an_error_that_names_the_file(tmp_path, damage):
+    pixels = colours(70)
+    cached_features(pixels, "colours", pixel_layer(), tmp_path, no_report)
+    [path] = (tmp_path / "features").iterdir()
+    content = path.read_bytes()
+    if damage == "of others":
+        cached_features(colours(70, seed=1), "others", pixel_layer(), tmp_path / "others", no_report)
+        [others] = (tmp_path / "others" / "features").iterdir()
+        others.replace(path)
+    else:
+        path.write_bytes({"emptied": b"", "cut": content[:-8], "changed": content[:-2] + b"??"}[damage])
+    with pytest.raises(ReproError, match="delete it and run the command again") as error:
+        cached_features(pixels, "colours", pixel_layer(), tmp_path, no_report)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
 
 
 # --- the classifier

@@ -11,12 +11,24 @@ from diffusers import UNet2DModel
 from PIL import Image
 from torch import Tensor
 
+from repro.config import Evaluation
 from repro.errors import ReproError
 from repro.harness import distributed
+from repro.harness.arithmetic import laid_out
 from repro.harness.cells import Experiment
 from repro.harness.classifier import classifier_for
 from repro.harness.diffusion import image_noise, predictor, sample_pixels
-from repro.harness.fid import TOOL, frechet_distance
+from repro.harness.fid import (
+    KID_SUBSETS,
+    TOOL,
+    FeatureLayer,
+    cached_features,
+    classifier_layer,
+    features_of,
+    frechet_distance,
+    kernel_distance,
+)
+from repro.harness.inception import KERNEL_METRICS, LAYERS, inception_layer
 from repro.harness.progress import CellProgress
 from repro.harness.storage import write_atomically
 
@@ -32,7 +44,7 @@ def draw_samples(experiment: Experiment, model: UNet2DModel, folder: Path, repor
     settings = experiment.config.evaluation
     starts = range(0, settings.samples, settings.batch_size)
     batches = [(seed, start) for seed in settings.sampling_seeds for start in starts]
-    model = model.to(distributed.device()).eval()
+    model = laid_out(model, experiment.config.compute, distributed.device()).eval()
     report.stage("sampling")
     for done, (seed, start) in enumerate(batches):
         path = folder / f"seed{seed}-{start:06d}.npy"
@@ -48,27 +60,39 @@ def draw_samples(experiment: Experiment, model: UNet2DModel, folder: Path, repor
 def judge(experiment: Experiment, sets: list[Tensor], reference: Tensor, report: CellProgress, *, sampled: bool) -> dict[str, Any]:
     """Returns what a record says of quality: the metric of each set of images, and all that its value depends on."""
     settings, images = experiment.config.evaluation, experiment.images
-    report.stage("classifier")
-    extractor = classifier_for(images, experiment.config.classifier, experiment.runs, report)
-    values = [frechet_distance(pixels, reference, extractor) for pixels in sets]
-    sampler = {
-        "name": "ddim",
-        "steps": settings.sampler_steps,
-        "spacing": settings.spacing,
-        "eta": 0.0,
-        "clip_sample": settings.clip_sample,
-    }
-    return {
+    layer = _feature_layer(experiment, report)
+    reference = reference[: settings.reference_images or None]
+    expected = _reference_features(experiment, reference, layer, report)
+    values, kernel = [], []
+    for pixels in sets:
+        report.stage("features")
+        features = features_of(pixels, layer, report)
+        values.append(frechet_distance(features, expected))
+        if settings.metric in KERNEL_METRICS:
+            kernel.append(kernel_distance(features, expected))
+    listed = {"files_sha256": images.files_sha256} if images.files_sha256 else {}
+    quality = {
         "metric": settings.metric,
         "tool": TOOL,
-        "extractor": {"name": "classifier", "sha256": extractor.sha256, "held_out_accuracy": extractor.held_out_accuracy},
+        "extractor": layer.about,
         "n_samples": len(sets[0]),
-        "reference": {"name": images.name, "n": len(reference), "sha256": images.sha256},
-        "sampler": sampler if sampled else None,
+        "reference": {"name": images.name, "n": len(reference), "sha256": images.sha256} | listed,
+        "sampler": _sampler(settings) if sampled else None,
         "mean": statistics.fmean(values),
         "values": values,
         "sampling_seeds": list(settings.sampling_seeds) if sampled else list(range(len(values))),
     }
+    if kernel:
+        means, deviations, sizes = zip(*kernel, strict=True)
+        quality["kid"] = {
+            "metric": KERNEL_METRICS[settings.metric],
+            "mean": statistics.fmean(means),
+            "values": list(means),
+            "std_over_subsets": list(deviations),
+            "subsets": KID_SUBSETS,
+            "subset_size": sizes[0],
+        }
+    return quality
 
 
 def save_strip(pixels: Tensor, results: Path, cell_name: str) -> dict[str, Any]:
@@ -79,6 +103,37 @@ def save_strip(pixels: Tensor, results: Path, cell_name: str) -> dict[str, Any]:
     Image.fromarray((row[0] if len(row) == 1 else row.permute(1, 2, 0)).numpy()).save(buffer, format="PNG")
     write_atomically(results / "samples" / f"{cell_name}.png", buffer.getvalue())
     return {"file": f"samples/{cell_name}.png", "count": len(chosen), "height": chosen.shape[2], "width": chosen.shape[3]}
+
+
+def _feature_layer(experiment: Experiment, report: CellProgress) -> FeatureLayer:
+    """Returns the features that the metric compares."""
+    metric = experiment.config.evaluation.metric
+    report.stage("classifier" if metric == "fid_classifier" else "weights")
+    if metric in LAYERS:
+        return inception_layer(metric, experiment.places)
+    return classifier_layer(classifier_for(experiment.images, experiment.config.classifier, experiment.runs, report))
+
+
+def _reference_features(experiment: Experiment, reference: Tensor, layer: FeatureLayer, report: CellProgress) -> Tensor:
+    """Returns the features of the reference; those of training images are kept, since every cell of the metric needs them."""
+    report.stage("reference features")
+    images = experiment.images
+    if not torch.equal(reference, images.pixels[: len(reference)]):
+        return features_of(reference, layer, report)
+    # A classifier is the experiment's own; Inception serves many.
+    cache = experiment.places.cache if experiment.config.evaluation.metric in LAYERS else experiment.runs
+    return cached_features(reference, images.sha256, layer, cache, report)
+
+
+def _sampler(settings: Evaluation) -> dict[str, Any]:
+    return {
+        "name": "ddim",
+        "steps": settings.sampler_steps,
+        "spacing": settings.spacing,
+        "eta": 0.0,
+        "clip_sample": settings.clip_sample,
+        "precision": settings.precision,
+    }
 
 
 def _save(path: Path, pixels: Tensor) -> None:

@@ -1,20 +1,56 @@
-"""The Frechet distance between sets of images, by torch-fidelity, always.
+"""The distance between two sets of images, by torch-fidelity, always.
 
-Three metrics on three scales, each with a name of its own: `fid` (Inception's 2,048 features), `fid768`, and `fid_classifier`. This module
-computes the last.
+Three metrics on three scales, each with a name of its own: `fid` (Inception's 2,048 features), `fid768` (the 768 of an earlier layer) and
+`fid_classifier` (those of a classifier). Features are computed once, and every distance from them.
 """
 
+import hashlib
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import torch
-import torch_fidelity
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 
-from repro.harness.classifier import EXTRACTOR, LAYER, Extractor
+from repro.errors import ReproError, RunError
+from repro.harness import classifier
+from repro.harness.randomness import derive_seed
+from repro.harness.storage import write_atomically
 
 TOOL = f"torch-fidelity {version('torch-fidelity')}"
+KID_SUBSETS = 100  # torch-fidelity's defaults
+KID_SUBSET_SIZE = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureLayer:
+    """A layer of a feature extractor, with weights on disk.
+
+    Attributes:
+        extractor: The name under which torch-fidelity knows the extractor.
+        layer: The name of the layer.
+        weights: The file of the weights.
+        sha256: That file's hash.
+        about: What a record says of it.
+        batch_size: Images of a forward pass; the features do not depend on it.
+    """
+
+    extractor: str
+    layer: str
+    weights: Path
+    sha256: str
+    about: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = 256
 
 
 class PixelSet(Dataset[Tensor]):
@@ -35,28 +71,106 @@ class PixelSet(Dataset[Tensor]):
         return self._pixels[index]
 
 
-def frechet_distance(samples: Tensor, reference: Tensor, extractor: Extractor, *, batch_size: int = 256) -> float:
-    """Returns the Frechet distance between the features of two sets of images (Heusel et al., 2017, Eq. 6).
+def classifier_layer(extractor: classifier.Extractor) -> FeatureLayer:
+    """Returns the features of a trained classifier."""
+    about = {"name": classifier.EXTRACTOR, "sha256": extractor.sha256, "held_out_accuracy": extractor.held_out_accuracy}
+    return FeatureLayer(
+        extractor=classifier.EXTRACTOR, layer=classifier.LAYER, weights=extractor.path, sha256=extractor.sha256, about=about
+    )
+
+
+def features_of(pixels: Tensor, layer: FeatureLayer, report: Callable[[int, int], None]) -> Tensor:
+    """Returns the features of images, [N, F], float32, on the CPU; on a GPU they are computed without TF32.
 
     Args:
-        samples: uint8, [N, C, H, W]; none is dropped, whatever the batch.
-        reference: uint8, [M, C, H, W].
-        extractor: The classifier that gives the features.
-        batch_size: Images of a forward pass; the result does not depend on it.
+        pixels: uint8, [N, C, H, W]; none is dropped, whatever the batch.
+        layer: Whose features.
+        report: Is told how many of how many images are done.
+
+    Raises:
+        RunError: The weights give features that are not finite.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        metrics = torch_fidelity.calculate_metrics(
-            input1=PixelSet(samples),
-            input2=PixelSet(reference),
-            fid=True,
-            feature_extractor=EXTRACTOR,
-            feature_extractor_weights_path=str(extractor.path),
-            feature_layer_fid=LAYER,
-            batch_size=batch_size,
-            cuda=torch.cuda.is_available(),
-            save_cpu_ram=True,
-            cache=False,
-            verbose=False,
-        )
-    return float(metrics[torch_fidelity.KEY_METRIC_FID])
+    on_gpu = torch.cuda.is_available()
+    network = create_feature_extractor(
+        layer.extractor, [layer.layer], cuda=on_gpu, feature_extractor_weights_path=str(layer.weights), verbose=False
+    )
+    done = 0
+
+    def count(_network: object, batch: tuple[Tensor], _features: object) -> None:
+        nonlocal done
+        done += len(batch[0])
+        report(done, len(pixels))
+
+    network.register_forward_hook(count)
+    with _full_float32(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its data loader uses what torch has deprecated
+        found = get_featuresdict_from_dataset(PixelSet(pixels), network, layer.batch_size, on_gpu, save_cpu_ram=True, verbose=False)
+    features: Tensor = found[layer.layer]
+    if not features.isfinite().all():
+        raise RunError(f"{layer.weights}: these weights give features that are not finite; name another file")
+    return features
+
+
+def cached_features(pixels: Tensor, name: str, layer: FeatureLayer, cache: Path, report: Callable[[int, int], None]) -> Tensor:
+    """Returns the features of images that stand against many sets, computed on first use and kept with a hash.
+
+    Args:
+        pixels: uint8, [N, C, H, W].
+        name: Says which images these are, together with their number: the hash of the set that they are the first of.
+        layer: Whose features.
+        cache: The file goes into its folder `features`.
+        report: Is told how many of how many images are done.
+
+    Raises:
+        ReproError: The cached file is damaged.
+    """
+    identity = {"images": name, "n": str(len(pixels)), "weights": layer.sha256, "layer": layer.layer, "tool": TOOL}
+    key = derive_seed("features", sorted(identity.items()))
+    path = cache / "features" / f"{layer.extractor}-{layer.layer}-{key:016x}.safetensors"
+    if not path.exists():
+        features = features_of(pixels, layer, report)
+        write_atomically(path, safetensors.torch.save({"features": features}, metadata=identity | {"sha256": _sha256(features)}))
+    try:
+        with safe_open(path, framework="pt") as file:
+            kept: Tensor = file.get_tensor("features")
+            metadata = file.metadata()
+    except (OSError, SafetensorError) as error:
+        raise ReproError(f"{path}: not readable features ({error}); delete it and run the command again") from error
+    if metadata != identity | {"sha256": _sha256(kept)}:
+        raise ReproError(f"{path}: damaged, its content is not what was written; delete it and run the command again")
+    return kept
+
+
+def frechet_distance(features: Tensor, reference: Tensor) -> float:
+    """Returns the Frechet distance between two sets of features, [N, F] and [M, F] (Heusel et al., 2017, Eq. 6)."""
+    statistics = [fid_features_to_statistics(each) for each in (features, reference)]
+    return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
+
+
+def kernel_distance(features: Tensor, reference: Tensor) -> tuple[float, float, int]:
+    """Returns the kernel distance between two sets of features, [N, F] and [M, F] (Binkowski et al., 2018, Section 4).
+
+    It is without bias whatever N and M are, where the Frechet distance of few images reads too high.
+
+    Returns:
+        Mean and standard deviation over the subsets, and the features in each of these.
+    """
+    size = min(KID_SUBSET_SIZE, len(features), len(reference))
+    metrics = kid_features_to_metric(features, reference, kid_subsets=KID_SUBSETS, kid_subset_size=size, verbose=False)
+    return metrics[KEY_METRIC_KID_MEAN], metrics[KEY_METRIC_KID_STD], size
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Keeps a GPU from rounding float32 to TF32, so that features are the same wherever they are computed."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def _sha256(features: Tensor) -> str:
+    return hashlib.sha256(features.numpy().data).hexdigest()

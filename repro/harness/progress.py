@@ -109,8 +109,8 @@ def is_alive(beat: dict[str, Any]) -> bool:
     return True
 
 
-def say(line: str) -> None:
+def say(line: str, *, to_stderr: bool = False) -> None:
     """Prints a line above the bar, from the first rank."""
     if distributed.rank() == 0:
-        tqdm.write(line)
+        tqdm.write(line, file=sys.stderr if to_stderr else sys.stdout)
         sys.stdout.flush()
