@@ -1,15 +1,13 @@
 """From a trained supernet to a folder in somebody's hands: the answer of `python -m repro extract`."""
 
-import shutil
 from pathlib import Path
 
-from repro.errors import ReproError, storage_error
+from repro.errors import ReproError
 from repro.harness.cells import Cell, Experiment
 from repro.harness.cost import count_macs, count_params
 from repro.harness.denoiser import save_denoiser
 from repro.harness.diffusion import sampling_scheduler
 from repro.harness.records import Record
-from repro.harness.storage import write_atomically
 from repro.methods import joint_cell, load_supernet
 
 CARD = """---
@@ -62,32 +60,21 @@ def extract_subnet(experiment: Experiment, *, size: float, seed: int, out: Path)
     supernet = load_supernet(experiment, cell)
     subnet = supernet.extract(size)
     scheduler = sampling_scheduler(experiment.config.diffusion, clip_sample=experiment.config.evaluation.clip_sample)
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        save_denoiser(subnet, scheduler, temporary)
-        macs = count_macs(subnet, experiment.image_shape)
-        card = CARD.format(
-            name=experiment.config.name,
-            size=size,
-            params=count_params(subnet.parameters()),
-            params_base=supernet.plan.params_base,
-            macs=macs.total,
-            macs_conv_linear=macs.conv_linear,
-            quality=_quality(experiment.record(cell)),
-            training=_training(experiment.record(joint_cell(experiment.config, cell))),
-            data=f"{experiment.images.name}, {len(experiment.images):,} images, sha256 {experiment.images.sha256}",
-            folder=out.name,
-            steps=experiment.config.evaluation.sampler_steps,
-        )
-        write_atomically(temporary / "README.md", card.encode())
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
-    except OSError as error:
-        raise storage_error(out, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    macs = count_macs(subnet, experiment.image_shape)
+    card = CARD.format(
+        name=experiment.config.name,
+        size=size,
+        params=count_params(subnet.parameters()),
+        params_base=supernet.plan.params_base,
+        macs=macs.total,
+        macs_conv_linear=macs.conv_linear,
+        quality=_quality(experiment.record(cell)),
+        training=_training(experiment.record(joint_cell(experiment.config, cell))),
+        data=f"{experiment.images.name}, {len(experiment.images):,} images, sha256 {experiment.images.sha256}",
+        folder=out.name,
+        steps=experiment.config.evaluation.sampler_steps,
+    )
+    save_denoiser(subnet, scheduler, out, card=card)
     return out
 
 

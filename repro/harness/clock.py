@@ -46,10 +46,6 @@ class Clock:
         self._switch(self._phase)
         return dict(self._seconds)
 
-    def total_sec(self) -> float:
-        """Returns the seconds of all phases until now."""
-        return sum(self.seconds().values())
-
     def resume(self, saved: dict[str, float], last_seen: dict[str, float]) -> None:
         """Takes over the clock of an earlier life of the run.
 

@@ -5,6 +5,7 @@ A folder that `save_denoiser` wrote is a diffusers pipeline: `DDIMPipeline.from_
 """
 
 import inspect
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -98,19 +99,35 @@ def as_pruned_unet(model: UNet2DModel) -> PrunedUNet2DModel:
     return pruned
 
 
-def save_denoiser(model: UNet2DModel, scheduler: DDIMScheduler, folder: Path) -> None:
+def save_denoiser(model: UNet2DModel, scheduler: DDIMScheduler, folder: Path, *, card: str = "") -> None:
     """Saves a network and its scheduler as a diffusers pipeline: safetensors and JSON, nothing pickled.
+
+    It is written under a temporary name and renamed, so that a reader never sees half of it.
+
+    Args:
+        model: The network.
+        scheduler: Its sampler.
+        folder: The folder to make, in place of one that is there.
+        card: The text of its README.md; none is written where it is empty.
 
     Raises:
         ReproError: The folder cannot be written, or the disk is full.
     """
     pipeline = DDIMPipeline(unet=as_pruned_unet(model), scheduler=scheduler)
     pipeline.set_progress_bar_config(disable=True)
+    temporary = folder.with_name(f".{folder.name}.tmp")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        pipeline.save_pretrained(folder, safe_serialization=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        pipeline.save_pretrained(temporary, safe_serialization=True)
+        if card:
+            (temporary / "README.md").write_text(card)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
     except (OSError, SafetensorError) as error:
         raise storage_error(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_denoiser(folder: Path) -> PrunedUNet2DModel:

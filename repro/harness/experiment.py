@@ -8,21 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from repro.config import Training
-from repro.errors import ReproError, RunError, storage_error
+from repro.errors import ReproError, RunError
 from repro.harness import cost, distributed, evaluation, provenance
 from repro.harness.arithmetic import set_arithmetic
 from repro.harness.cells import Cell, Experiment, Method, Product, base_cell, training_summary
 from repro.harness.classifier import classifier_for
-from repro.harness.clock import Clock, device_hours, training_overhead
-from repro.harness.denoiser import PrunedUNet2DModel, as_pruned_unet, load_denoiser, save_denoiser
+from repro.harness.clock import Clock
+from repro.harness.denoiser import PrunedUNet2DModel, load_denoiser, save_denoiser
 from repro.harness.diffusion import NoisyBatch, NoisyBatches, sampling_scheduler
+from repro.harness.outcome import blank_record, finish_record, latency_of_network, size_of_network
 from repro.harness.pretrained import origin
 from repro.harness.progress import HEARTBEAT, CellProgress, say
-from repro.harness.records import SCHEMA_VERSION, Record, write_record
+from repro.harness.records import Record
 from repro.harness.storage import sha256_of_file, write_atomically
 from repro.harness.training import CHECKPOINT, Run, train
 
@@ -143,14 +143,14 @@ def _run_cell(experiment: Experiment, method: Method, cell: Cell, label: str, st
     provenance.reset_peak_memory()
     clock = Clock(started)
     report = CellProgress(f"{label} {cell.name}", clock, experiment.folder(cell), experiment.identity(cell))
-    record = _blank_record(experiment, method, cell, begun)
+    record = blank_record(experiment, method, cell, begun)
     try:
         product = _make(experiment, method, cell, clock, report)
         with clock.phase("evaluate"):
             record |= _judge(experiment, method, cell, product, report)
     except Exception as error:
         reason = str(error) if isinstance(error, ReproError) else f"{type(error).__name__}: {error}"
-        _finish(experiment, record, clock, status="failed", reason=reason)
+        finish_record(experiment, record, clock, status="failed", reason=reason)
         if isinstance(error, RunError):
             raise RunError(f"{cell.name}: {error}") from error
         raise
@@ -159,7 +159,7 @@ def _run_cell(experiment: Experiment, method: Method, cell: Cell, label: str, st
     record["training"] = product.training
     record["base"] = origin(experiment.config.base) | {"sha256": product.base_sha256} if product.base_sha256 else None
     record["provenance"]["lives"] = report.lives
-    _finish(experiment, record, clock, status="done", reason=None)
+    finish_record(experiment, record, clock, status="done", reason=None)
     _clean(experiment.folder(cell))
     return record
 
@@ -181,7 +181,8 @@ def _make(experiment: Experiment, method: Method, cell: Cell, clock: Clock, repo
         for name, content in product.files.items():
             write_atomically(folder / name, content)
         if product.model is not None:
-            _save_model(experiment, product.model, folder / MODEL)
+            scheduler = sampling_scheduler(experiment.config.diffusion, clip_sample=experiment.config.evaluation.clip_sample)
+            save_denoiser(product.model, scheduler, folder / MODEL)
         product = dataclasses.replace(product, base_sha256=_base_sha256(experiment, method, cell))
         made = {
             "identity": experiment.identity(cell),
@@ -203,24 +204,11 @@ def _base_sha256(experiment: Experiment, method: Method, cell: Cell) -> str | No
     return str(_read_made(experiment, needed[0])["base_sha256"]) if needed else None
 
 
-def _save_model(experiment: Experiment, model: Any, folder: Path) -> None:
-    """Saves a network under a temporary name and renames it, so that a reader never sees half of it."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    scheduler = sampling_scheduler(experiment.config.diffusion, clip_sample=experiment.config.evaluation.clip_sample)
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        save_denoiser(model, scheduler, temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    except OSError as error:
-        raise storage_error(folder, error) from error
-
-
 def _judge(experiment: Experiment, method: Method, cell: Cell, product: Product, report: CellProgress) -> Record:
     """Returns the parts of a record that describe a network: its size, quality, latency and samples."""
     parts: Record = {}
     if product.model is not None and cell.size is not None:
-        parts["size"] = {"realised": product.realised} | _size(experiment, product.model)
+        parts["size"] = {"realised": product.realised} | size_of_network(experiment, product.model)
     if not method.judged:
         return parts
     if product.pixels is not None:
@@ -237,77 +225,8 @@ def _judge(experiment: Experiment, method: Method, cell: Cell, product: Product,
         parts["quality"] = evaluation.judge(experiment, sets, reference, report, sampled=product.model is not None)
         parts["samples"] = evaluation.save_strip(sets[0], experiment.results, cell.name)
         if product.model is not None:
-            parts["latency"] = _latency(experiment, product.model)
+            parts["latency"] = latency_of_network(experiment, product.model)
     return parts
-
-
-def _size(experiment: Experiment, model: Any) -> Record:
-    macs = cost.count_macs(model, experiment.image_shape)
-    return {
-        "params": cost.count_params(model.parameters()),
-        "macs": macs.total,
-        "macs_conv_linear": macs.conv_linear,
-        "macs_torch_pruning": cost.count_macs_torch_pruning(model, experiment.image_shape),
-        "widths": as_pruned_unet(model).config["widths"] or {},
-    }
-
-
-def _latency(experiment: Experiment, model: Any) -> list[Record]:
-    name = provenance.device_name()
-    threads = torch.get_num_threads()
-    return [
-        {"batch": batch, "ms": cost.latency_ms(model, experiment.image_shape, batch), "device_name": name, "threads": threads}
-        for batch in experiment.config.evaluation.latency_batches
-    ]
-
-
-def _blank_record(experiment: Experiment, method: Method, cell: Cell, begun: str) -> Record:
-    config = experiment.config
-    repeat = f" --sizes {cell.size:g}" if cell.size is not None else ""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "experiment": config.name,
-        "trial": config.trial,
-        "cell": {"name": cell.name, "method": cell.method, "size": cell.size, "seed": cell.seed},
-        "delivered_by": [needed.name for needed in method.delivered_by(config, cell)],
-        "base": None,
-        "starts_from": base_cell(config).name if method.needs(config, cell) else None,
-        "size": None,
-        "training": None,
-        "quality": None,
-        "latency": None,
-        "samples": None,
-        "provenance": {
-            **provenance.software(),
-            "config": config.as_dict(),
-            "config_sha256": config.sha256(),
-            "command": f"python -m repro run {experiment.source} --methods {cell.method}{repeat} --seeds {cell.seed}",
-            "started_utc": begun,
-            "lives": 1,
-        },
-    }
-
-
-def _finish(experiment: Experiment, record: Record, clock: Clock, *, status: str, reason: str | None) -> None:
-    """Adds the cost, of the slowest rank, and writes the record, from the first rank."""
-    slowest = max(distributed.gather(clock.seconds()), key=lambda seconds: sum(seconds.values())) if status == "done" else clock.seconds()
-    phases = device_hours(slowest, distributed.ranks())
-    overhead = training_overhead(phases)
-    on_gpu = torch.cuda.is_available()
-    record |= {"status": status, "reason": reason}
-    record["cost"] = {
-        "phases_device_hours": phases,
-        "device_hours": overhead,
-        "gpu_hours": overhead if on_gpu else None,
-        "device": "cuda" if on_gpu else "cpu",
-        "device_name": provenance.device_name(),
-        "ranks": distributed.ranks(),
-        "threads_per_rank": torch.get_num_threads(),
-        "peak_memory_gib": provenance.peak_memory_gib(),
-    }
-    record["provenance"]["ended_utc"] = provenance.now_utc()
-    if distributed.rank() == 0:
-        write_record(experiment.results, record)
 
 
 def _clean(folder: Path) -> None:

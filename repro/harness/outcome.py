@@ -1,0 +1,83 @@
+"""What the record of a cell says: its cell, its network, its cost and where it comes from."""
+
+from typing import Any
+
+import torch
+
+from repro.harness import cost, distributed, provenance
+from repro.harness.cells import Cell, Experiment, Method, base_cell
+from repro.harness.clock import Clock, device_hours, training_overhead
+from repro.harness.denoiser import as_pruned_unet
+from repro.harness.records import SCHEMA_VERSION, Record, write_record
+
+
+def blank_record(experiment: Experiment, method: Method, cell: Cell, begun: str) -> Record:
+    """Returns the record of a cell that has yet to be made; what is missing is None."""
+    config = experiment.config
+    repeat = f" --sizes {cell.size:g}" if cell.size is not None else ""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "experiment": config.name,
+        "trial": config.trial,
+        "cell": {"name": cell.name, "method": cell.method, "size": cell.size, "seed": cell.seed},
+        "delivered_by": [needed.name for needed in method.delivered_by(config, cell)],
+        "base": None,
+        "starts_from": base_cell(config).name if method.needs(config, cell) else None,
+        "size": None,
+        "training": None,
+        "quality": None,
+        "latency": None,
+        "samples": None,
+        "provenance": {
+            **provenance.software(),
+            "config": config.as_dict(),
+            "config_sha256": config.sha256(),
+            "command": f"python -m repro run {experiment.source} --methods {cell.method}{repeat} --seeds {cell.seed}",
+            "started_utc": begun,
+            "lives": 1,
+        },
+    }
+
+
+def finish_record(experiment: Experiment, record: Record, clock: Clock, *, status: str, reason: str | None) -> None:
+    """Adds the cost, of the slowest rank, and writes the record, from the first rank."""
+    slowest = max(distributed.gather(clock.seconds()), key=lambda seconds: sum(seconds.values())) if status == "done" else clock.seconds()
+    phases = device_hours(slowest, distributed.ranks())
+    overhead = training_overhead(phases)
+    on_gpu = torch.cuda.is_available()
+    record |= {"status": status, "reason": reason}
+    record["cost"] = {
+        "phases_device_hours": phases,
+        "device_hours": overhead,
+        "gpu_hours": overhead if on_gpu else None,
+        "device": "cuda" if on_gpu else "cpu",
+        "device_name": provenance.device_name(),
+        "ranks": distributed.ranks(),
+        "threads_per_rank": torch.get_num_threads(),
+        "peak_memory_gib": provenance.peak_memory_gib(),
+    }
+    record["provenance"]["ended_utc"] = provenance.now_utc()
+    if distributed.rank() == 0:
+        write_record(experiment.results, record)
+
+
+def size_of_network(experiment: Experiment, model: Any) -> Record:
+    """Returns what a network is: parameters, MACs by two counters, and the widths that differ from the base's."""
+    macs = cost.count_macs(model, experiment.image_shape)
+    return {
+        "params": cost.count_params(model.parameters()),
+        "macs": macs.total,
+        "macs_conv_linear": macs.conv_linear,
+        "macs_torch_pruning": cost.count_macs_torch_pruning(model, experiment.image_shape),
+        "widths": as_pruned_unet(model).config["widths"] or {},
+    }
+
+
+def latency_of_network(experiment: Experiment, model: Any) -> list[Record]:
+    """Times one forward pass at the configured batch sizes."""
+    name = provenance.device_name()
+    threads = torch.get_num_threads()
+    return [
+        {"batch": batch, "ms": cost.latency_ms(model, experiment.image_shape, batch), "device_name": name, "threads": threads}
+        for batch in experiment.config.evaluation.latency_batches
+    ]
