@@ -48,6 +48,22 @@ def reproduce_digits(session: nox.Session) -> None:
 
 
 @nox.session
+def reproduce_cifar10(session: nox.Session) -> None:
+    """Estimate, check, then run everything on CIFAR-10 and draw it; `-- --config cifar10_short` in about an hour of a modern GPU."""
+    python = _python(session)
+    request = ["--config", "cifar10", "--methods", "floor,noise,base,ofa,diff_pruning,random", *session.posargs]
+    try:
+        session.run(python, "-m", "repro", "run", *request)
+    except nox.command.CommandFailed as error:
+        if error.reason == "Returned code 2":  # a mistake, or no GPU: nox itself would make it 1
+            raise SystemExit(2) from error
+        raise
+    chosen = ["--results", _last(request, "--results") or "results/local", "--experiment", _name_of(_last(request, "--config"))]
+    session.run(python, "-m", "paper_figures", *chosen, "--show")
+    session.run(python, "-m", "paper_figures", "overhead", *chosen)
+
+
+@nox.session
 def baselines(session: nox.Session) -> None:
     """Prune and train every size alone, by each baseline; `-- --config NAME` for another experiment than digits."""
     python = _python(session)
@@ -64,6 +80,22 @@ def figures(session: nox.Session) -> None:
 def overhead(session: nox.Session) -> None:
     """Print what one training run for all sizes costs beside one run for each."""
     session.run(_python(session), "-m", "paper_figures", "overhead", *session.posargs)
+
+
+def _last(arguments: Sequence[str], flag: str) -> str:
+    """Returns the value of a flag where it stands last; empty where it is missing."""
+    values = [
+        after if word == flag else word.partition("=")[2]
+        for word, after in zip(arguments, [*arguments[1:], ""], strict=True)
+        if word.partition("=")[0] == flag
+    ]
+    return values[-1] if values else ""
+
+
+def _name_of(config: str) -> str:
+    """Returns the name of a shipped configuration, or of a TOML file, which names the folder of its records."""
+    shipped = HERE / "repro" / "configs" / f"{config}.toml"
+    return str(nox.project.load_toml(shipped if shipped.exists() else config)["name"])
 
 
 def _python(session: nox.Session, *groups: str) -> str:

@@ -16,7 +16,7 @@ from repro.config import SHIPPED, load_config
 from repro.errors import ReproError
 
 if TYPE_CHECKING:
-    from repro.harness.cells import Experiment, Method
+    from repro.harness.cells import Cell, Experiment, Method
 
 Number = TypeVar("Number", int, float)
 STARTED = time.monotonic()
@@ -24,6 +24,7 @@ DEFAULT_METHODS = ("floor", "noise", "base", "untrained", "untrained_random", "o
 EPILOG = """examples:
   python -m repro run                                     the whole comparison on handwritten digits, about 15 minutes on two cores
   python -m repro run --methods ofa --sizes 0.5           one cell, and what it needs
+  python -m repro estimate --config cifar10               what it would take, here and on other devices
   python -m repro run --set ofa_training.steps=2000 --results results/local-2000 --runs runs-2000
   python -m repro status                                  what is done, running, interrupted, failed, missing
   python -m repro sizes --allocation uniform              what each size realises
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     shipped = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.toml")))
     for name, function, summary in (
         ("run", _run, "run cells of the grid: skip what is done, go on with what was interrupted"),
+        ("estimate", _estimate, "show what a run would take: images, PFLOP, GB and device-hours, here and on other devices"),
         ("status", _status, "show the state of every cell"),
         ("sizes", _sizes, "show what each size realises: params, MACs, widths"),
         ("extract", _extract, "save the subnet of a size as a folder that diffusers can load"),
@@ -97,12 +99,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_options(name: str, verb: argparse.ArgumentParser) -> None:
-    if name in ("run", "status"):
+    if name in ("run", "estimate", "status"):
         verb.add_argument("--methods", type=_names, metavar="A,B", help=f"methods (default: {','.join(DEFAULT_METHODS)}; status: all)")
         verb.add_argument("--sizes", type=_floats, metavar="P,Q", help="sizes (default: all that the configuration reports)")
         verb.add_argument("--seeds", type=_integers, default=[0], metavar="K,L", help="seeds (default: 0)")
+    if name == "run":
+        verb.add_argument("--yes", action="store_true", help="go on without being asked, however long it takes")
     if name == "sizes":
         verb.add_argument("--allocation", metavar="RULE", help="gradual, formula5 or uniform (default: the configuration's)")
+        verb.add_argument("--sizes", type=_floats, metavar="P,Q", help="sizes (default: all that the configuration trains)")
+        verb.add_argument("--baselines", action="store_true", help="prune to the reported sizes too, and show published networks beside")
         verb.add_argument("--json", action="store_true", help="print JSON, with the width of every layer that a size narrows")
     if name == "extract":
         verb.add_argument("--size", type=float, required=True, metavar="P", help="one of the trained sizes")
@@ -111,16 +117,44 @@ def _add_options(name: str, verb: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    experiment, methods, cells = _planned(options)
+    from repro.budget import set_budget
+    from repro.harness.experiment import run_cells
+    from repro.preflight import preflight
+
+    begun = time.monotonic()
+    experiment = set_budget(experiment, methods, keep=True)
+    unpaid = time.monotonic() - begun + preflight(experiment, methods, cells, yes=options.yes)
+    run_cells(experiment, methods, cells, started=STARTED + unpaid)
+    return 0
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    experiment, methods, cells = _planned(options)
+    from repro.budget import set_budget
+    from repro.estimate import estimate
+    from repro.harness.progress import say
+    from repro.stages import unfinished
+
+    todo = unfinished(experiment, cells)
+    if not todo:
+        say(f"all {len(cells)} cells are done already")
+        return 0
+    experiment = set_budget(experiment, methods, keep=False)
+    say(estimate(experiment, methods, todo).text())
+    return 0
+
+
+def _planned(options: argparse.Namespace) -> tuple["Experiment", dict[str, "Method"], list["Cell"]]:
+    """Returns what `_experiment` does, and the cells that were asked for."""
     experiment, methods = _experiment(options)
     from repro.harness.cells import plan_cells
-    from repro.harness.experiment import run_cells
     from repro.methods import check_sizes
 
     names = _known(options.methods or list(DEFAULT_METHODS), list(methods))
     cells = plan_cells(experiment.config, methods, names, options.sizes, options.seeds)
     check_sizes(experiment)
-    run_cells(experiment, methods, cells, started=STARTED)
-    return 0
+    return experiment, methods, cells
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -146,7 +180,7 @@ def _sizes(options: argparse.Namespace) -> int:
     experiment, _ = _experiment(options)
     from repro.sizes import describe_sizes
 
-    print(describe_sizes(experiment, as_json=options.json))
+    print(describe_sizes(experiment, only=options.sizes, pruned=options.baselines, as_json=options.json))
     return 0
 
 
@@ -159,9 +193,10 @@ def _extract(options: argparse.Namespace) -> int:
 
 
 def _experiment(options: argparse.Namespace) -> tuple["Experiment", dict[str, "Method"]]:
-    """Loads the configuration and everything heavy, and checks what was asked for."""
+    """Loads the configuration and everything heavy; training steps that were set for this machine take the place of those written."""
     config = load_config(options.config, options.set)
     _quiet()
+    from repro.budget import with_budget
     from repro.harness.cells import Experiment
     from repro.harness.places import Places, default_cache
     from repro.methods import METHODS
@@ -169,7 +204,7 @@ def _experiment(options: argparse.Namespace) -> tuple["Experiment", dict[str, "M
     places = Places(cache=options.cache or default_cache(), data_root=options.data_root, inception_weights=options.inception_weights)
     source = shlex.join(["--config", options.config, *(word for value in options.set for word in ("--set", value))])
     folders = {"results": options.results / config.name, "runs": options.runs / config.name}
-    return Experiment(config=config, source=source, places=places, **folders), METHODS
+    return with_budget(Experiment(config=config, source=source, places=places, **folders)), METHODS
 
 
 def _quiet() -> None:

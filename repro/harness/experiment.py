@@ -51,7 +51,8 @@ def run_cells(experiment: Experiment, methods: dict[str, Method], cells: list[Ce
     for cell in reversed(cells):
         if _is_missed(experiment, methods, cell, opened):
             opened.add(cell)
-    open_cells = [cell for cell in cells if cell in opened]
+    # A rank that comes late finds what the first one has made already: all must decide alike.
+    open_cells: list[Cell] = distributed.gather([cell for cell in cells if cell in opened])[0]
     if len(open_cells) < len(cells):
         say(f"{len(cells) - len(open_cells)} of {len(cells)} cells are done already and skipped")
     weights = [_weight(experiment, methods[cell.method], cell) for cell in open_cells]
@@ -167,7 +168,7 @@ def _run_cell(experiment: Experiment, method: Method, cell: Cell, label: str, st
 def _make(experiment: Experiment, method: Method, cell: Cell, clock: Clock, report: CellProgress) -> Product:
     """Makes a cell's product, or takes up what an earlier life of the run left."""
     folder = experiment.folder(cell)
-    if is_made(experiment, cell):
+    if distributed.gather(is_made(experiment, cell))[0]:
         made = _read_made(experiment, cell)
         clock.resume(made["seconds"], report.last_seen)
         model = load_denoiser(folder / MODEL) if (folder / MODEL).exists() else None

@@ -1,0 +1,113 @@
+"""The key `hours`: training steps that fit a time on the device at hand, set once and kept beside the records."""
+
+import dataclasses
+import json
+import math
+import tomllib
+from typing import Any
+
+from repro.config import Config
+from repro.errors import ReproError
+from repro.estimate import Estimate, duration
+from repro.harness import distributed
+from repro.harness.cells import Experiment, Method, plan_cells
+from repro.harness.progress import say
+from repro.harness.provenance import now_utc
+from repro.harness.storage import write_atomically
+from repro.stages import BUDGETS, stages
+from repro.throughput import measure
+
+FILE = "budget.toml"
+METHODS = ("floor", "noise", "base", "ofa", "diff_pruning", "random")  # what has to fit the hours, with the first seed
+LEAST_SHARE = 0.1  # of the hours, for training
+STEP = 100
+
+
+def with_budget(experiment: Experiment) -> Experiment:
+    """Returns the experiment with the training steps that were set for it; as it is written where none have been.
+
+    Raises:
+        ReproError: The file is damaged, or was made for another configuration.
+    """
+    path = experiment.results / FILE
+    if not experiment.config.hours or not path.exists():
+        return experiment
+    try:
+        values = tomllib.loads(path.read_text())
+        steps = {section: _positive(values["steps"][section]) for section in BUDGETS}
+        made_for = values["config_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReproError(f"{path}: not a readable budget ({error}); delete it and run the command again") from error
+    if made_for != experiment.config.sha256():
+        raise ReproError(f"{path}: made for another configuration; delete it, or keep it and name another --results folder")
+    return dataclasses.replace(experiment, config=_with_steps(experiment.config, steps))
+
+
+def set_budget(experiment: Experiment, methods: dict[str, Method], *, keep: bool) -> Experiment:
+    """Measures this machine and scales the training steps, all by one factor, so that the experiment takes its `hours` from begin to end.
+
+    Sampling and features cannot shrink, so training gets what they leave. Nothing happens where `hours` is 0 or the steps have been set.
+
+    Args:
+        experiment: The configuration as it is written, or as `with_budget` returned it.
+        methods: Every method by name.
+        keep: Whether the steps are written beside the records, for every later command.
+
+    Raises:
+        ReproError: Too little of the hours is left for training, or a batch does not suit this machine.
+    """
+    config, path = experiment.config, experiment.results / FILE
+    if not config.hours or path.exists():
+        return experiment
+    cells = plan_cells(config, methods, list(METHODS), None, [0])
+    found = Estimate(config=config, stages=stages(experiment, methods, cells, afresh=True), throughput=measure(experiment))
+    training = sum(found.wall_hours(stage) for stage in found.stages if stage.budget)
+    rest = found.total_wall_hours() - training
+    if config.hours - rest < LEAST_SHARE * config.hours:
+        say(found.text())
+        advice = "" if found.throughput.on_gpu else "; it has no GPU: run this on one that has, or set hours=0 and small steps for a trial"
+        raise ReproError(
+            f"hours = {config.hours:g}: all but the training alone takes {duration(rest)} on this machine; lower evaluation.samples "
+            f"or raise hours{advice}"
+        )
+    factor = (config.hours - rest) / training
+    steps = {section: max(STEP, STEP * math.floor(getattr(config, section).steps * factor / STEP)) for section in BUDGETS}
+    if keep:
+        if distributed.rank() == 0:
+            write_atomically(path, _text(config, found, factor, steps).encode())
+        distributed.wait_for_all()
+    counts = ", ".join(f"{section}.steps = {count:,}" for section, count in steps.items())
+    say(f"budget for {config.hours:g} h on {found.throughput.device}: {counts}" + (f" ({path})" if keep else ""))
+    return dataclasses.replace(experiment, config=_with_steps(config, steps))
+
+
+def _with_steps(config: Config, steps: dict[str, int]) -> Config:
+    changed: dict[str, Any] = {section: dataclasses.replace(getattr(config, section), steps=count) for section, count in steps.items()}
+    return dataclasses.replace(config, **changed)
+
+
+def _positive(value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{value!r} is no number of steps")
+    return value
+
+
+def _text(config: Config, found: Estimate, factor: float, steps: dict[str, int]) -> str:
+    """Returns the file: TOML whose strings are written as in JSON, which TOML takes."""
+    measured = found.throughput
+    lines = [
+        "# The training steps that make this experiment take its `hours` on the device at hand, from a measured throughput.",
+        "# Every command reads them here; delete the file, the records and the runs to have them set anew.",
+        f"hours = {config.hours}",
+        f"config_sha256 = {json.dumps(config.sha256())} # of the configuration as it is written",
+        f"factor = {factor:.6g} # on the steps that are written there",
+        f"measured_utc = {json.dumps(now_utc())}",
+        f"device = {json.dumps(measured.device, ensure_ascii=False)}",
+        f"ranks = {measured.ranks}",
+        f"training_img_per_sec = {measured.training_img_per_sec:.6g} # of each rank, at the largest size",
+        f"sampling_img_per_sec = {measured.sampling_img_per_sec:.6g} # likewise, with {config.evaluation.sampler_steps} steps",
+        "",
+        "[steps]",
+        *(f"{section} = {count}" for section, count in steps.items()),
+    ]
+    return "\n".join(lines) + "\n"

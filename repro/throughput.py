@@ -1,0 +1,221 @@
+"""What this machine computes in a second: a few steps of the real training loop and of the real sampler, on noise."""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from repro.config import Config, Sizes, Training
+from repro.errors import ReproError
+from repro.harness import distributed
+from repro.harness.arithmetic import laid_out, set_arithmetic
+from repro.harness.cells import Experiment
+from repro.harness.clock import Clock
+from repro.harness.cost import count_macs
+from repro.harness.data import Images
+from repro.harness.denoiser import build_base
+from repro.harness.diffusion import NoisyBatch, NoisyBatches, image_losses, noise_schedule, predictor, sample_pixels
+from repro.harness.provenance import device_name, peak_memory_gib, reset_peak_memory
+from repro.harness.training import Run, train
+from repro.methods import equal_importance, plan_of
+from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.supernet import Supernet
+
+CPU_STEP_FLOP = 8e10  # about a second on two cores
+SAMPLER_STEPS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """What work costs one device: seconds = fixed_sec x passes + sec_per_pflop x PFLOP.
+
+    Narrow networks reach fewer FLOP in a second than the base; the first term holds what does not shrink with the width.
+
+    Attributes:
+        fixed_sec: Seconds of one pass of one image, whatever the width.
+        sec_per_pflop: Seconds of 10^15 FLOP.
+    """
+
+    fixed_sec: float
+    sec_per_pflop: float
+
+    def seconds(self, passes: float, pflop: float) -> float:
+        """Returns the seconds that work costs."""
+        return self.fixed_sec * passes + self.sec_per_pflop * pflop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """What was measured.
+
+    Attributes:
+        device: The hardware.
+        on_gpu: Whether it is a GPU.
+        ranks: How many worked at once; the figures are those of the slowest.
+        training: Of the training loop.
+        sampling: Of the sampler.
+        features: Of a network that runs in float32, as a feature extractor does; taken from the base at full size.
+        batch: Images of one training step of a rank.
+        training_img_per_sec: Images that a rank trains on in a second, at full size.
+        sampling_img_per_sec: Images that a rank draws in a second, at full size, with the configured sampler.
+        peak_memory_gib: Of the training steps; None where it is not to be had.
+    """
+
+    device: str
+    on_gpu: bool
+    ranks: int
+    training: Rate
+    sampling: Rate
+    features: Rate
+    batch: int
+    training_img_per_sec: float
+    sampling_img_per_sec: float
+    peak_memory_gib: float | None
+
+
+def fit(flop: tuple[float, float], seconds: list[float]) -> Rate:
+    """Returns the rate that fits an image's seconds at full size and at the smallest.
+
+    Args:
+        flop: FLOP of one pass of one image, at full size and at the smallest.
+        seconds: What it took; where the fit would be negative, full size decides.
+    """
+    (large, small), (slow, fast) = flop, seconds
+    slope = (slow - fast) / (large - small) if large > small else slow / large
+    fixed = min(max(slow - slope * large, 0.0), slow)
+    return Rate(fixed_sec=fixed, sec_per_pflop=1e15 * (slow - fixed) / large)
+
+
+def measure(experiment: Experiment) -> Throughput:
+    """Measures the training loop and the sampler at the largest and the smallest trained size, in seconds.
+
+    On a GPU the batches are those of the configuration, on a CPU they are as small as will do. `torch.compile` is left out.
+
+    Raises:
+        ReproError: A batch does not fit the GPU's memory, or cannot be shared by the ranks.
+    """
+    config = experiment.config
+    set_arithmetic(config.compute)
+    sizes = (max(config.sizes.trained), min(config.sizes.trained))
+    supernet = _supernet(experiment, sizes)
+    large, small = (2.0 * count_macs(supernet.extract(size), experiment.image_shape).total for size in sizes)
+    batch = _batch(config, large)
+    reset_peak_memory()
+    try:
+        training = _slowest(_time_training(supernet, sizes, config, batch))
+        memory = peak_memory_gib()
+        sampling = _slowest([_time_sampling(supernet, size, config, batch) for size in sizes])
+        (features,) = _slowest([_time_features(supernet, sizes[0], config, batch, sampling[0])])
+    except torch.cuda.OutOfMemoryError as error:
+        raise ReproError(
+            f"a training batch of {config.ofa_training.batch_size} or a sampling batch of {config.evaluation.batch_size} does not fit "
+            "this GPU's memory; lower ofa_training.batch_size or evaluation.batch_size, or share the batch among more ranks"
+        ) from error
+    return Throughput(
+        device=device_name(),
+        on_gpu=_on_gpu(),
+        ranks=distributed.ranks(),
+        training=fit((3 * large, 3 * small), training),
+        sampling=fit((large, small), sampling),
+        features=Rate(fixed_sec=0.0, sec_per_pflop=1e15 * features / large),
+        batch=batch,
+        training_img_per_sec=1 / training[0],
+        sampling_img_per_sec=1 / (sampling[0] * config.evaluation.sampler_steps),
+        peak_memory_gib=memory,
+    )
+
+
+def _supernet(experiment: Experiment, sizes: tuple[float, ...]) -> Supernet:
+    """Returns an untrained supernet of the sizes, planned with equal importances."""
+    chosen = tuple(dict.fromkeys(sizes))
+    config = dataclasses.replace(experiment.config, sizes=Sizes(trained=chosen, reported=chosen))
+    base = build_base(config.network, seed=0, dropout=config.ofa_training.dropout)
+    plan = plan_of(dataclasses.replace(experiment, config=config), base, equal_importance(base))
+    return Supernet(base, unet2d_pipes(base), plan)
+
+
+def _batch(config: Config, flop: float) -> int:
+    """Returns the images of a rank's training step: those of the configuration, fewer on a CPU."""
+    share = max(1, config.ofa_training.batch_size // distributed.ranks())
+    return share if _on_gpu() else min(share, max(2, int(CPU_STEP_FLOP / (3 * flop))))
+
+
+def _time_training(supernet: Supernet, sizes: tuple[float, float], config: Config, batch: int) -> list[float]:
+    """Returns the seconds of one image of a training step at the two sizes; every size is warmed up first."""
+    warm, timed = (5, 10) if _on_gpu() else (1, 2)
+    each = warm + timed
+    ends: list[float] = []
+
+    def loss(module: nn.Module, images: NoisyBatch, step: int) -> Tensor:
+        return image_losses(predictor(module, sizes[step // each]), images).mean()
+
+    def report(_step: int, _steps: int, _loss: float) -> None:
+        ends.append(_now())
+
+    settings = dataclasses.replace(config.ofa_training, steps=2 * each, batch_size=batch * distributed.ranks())
+    compute = dataclasses.replace(config.compute, compile=False)
+    run = Run(identity="throughput", seed=0, batches=_noise_batches(config, settings), loss=loss, compute=compute)
+    train(supernet, run, settings, Clock(), report)
+    gaps = [later - earlier for earlier, later in pairwise(ends)]  # the first gap is the second step's
+    return [median(gaps[warm - 1 : each - 1]) / batch, median(gaps[each + warm - 1 :]) / batch]
+
+
+def _noise_batches(config: Config, settings: Training) -> NoisyBatches:
+    """Returns batches as a training has them, of noise in place of images."""
+    network = config.network
+    pixels = torch.randint(0, 256, (settings.batch_size, network.channels, network.sample_size, network.sample_size), dtype=torch.uint8)
+    return NoisyBatches(
+        Images(name="noise", pixels=pixels, labels=torch.zeros(len(pixels), dtype=torch.int64), sha256=""),
+        noise_schedule(config.diffusion),
+        batch_size=settings.batch_size,
+        seed=0,
+        device=distributed.device(),
+        horizontal_flip=settings.horizontal_flip,
+        rank=distributed.rank(),
+        ranks=distributed.ranks(),
+    )
+
+
+def _time_sampling(supernet: Supernet, size: float, config: Config, batch: int) -> float:
+    """Returns the seconds of one denoiser evaluation of one image at a size."""
+    settings = dataclasses.replace(config.evaluation, sampler_steps=min(SAMPLER_STEPS, config.evaluation.sampler_steps))
+    shape = (config.network.channels, config.network.sample_size, config.network.sample_size)
+    batch = settings.batch_size if _on_gpu() else batch
+    model = laid_out(supernet, config.compute, distributed.device()).eval()
+    noise, schedule = torch.randn(batch, *shape, device=distributed.device()), noise_schedule(config.diffusion)
+    ends = []
+    for _ in range(6 if _on_gpu() else 2):  # the first one warms up
+        sample_pixels(predictor(model, size), schedule, noise, settings)
+        ends.append(_now())
+    return median(later - earlier for earlier, later in pairwise(ends)) / (batch * settings.sampler_steps)
+
+
+def _time_features(supernet: Supernet, size: float, config: Config, batch: int, sampling: float) -> float:
+    """Returns the seconds of a forward pass of one image in float32 without TF32, which is how features are computed."""
+    if not _on_gpu() and config.evaluation.precision == "float32":
+        return sampling
+    compute, evaluation = dataclasses.replace(config.compute, tf32=False), dataclasses.replace(config.evaluation, precision="float32")
+    set_arithmetic(compute)
+    seconds = _time_sampling(supernet, size, dataclasses.replace(config, compute=compute, evaluation=evaluation), batch)
+    set_arithmetic(config.compute)
+    return seconds
+
+
+def _on_gpu() -> bool:
+    return distributed.device().type == "cuda"
+
+
+def _now() -> float:
+    """Returns the time, once the device has done what it was given."""
+    if _on_gpu():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _slowest(times: list[float]) -> list[float]:
+    """Returns the times of the slowest rank."""
+    return [max(ranks) for ranks in zip(*distributed.gather(times), strict=True)]
