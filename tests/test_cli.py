@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -278,3 +279,28 @@ def test_failed_cell_has_a_record_and_is_run_again(tmp_path, noise):
     again = json.loads(noise_record(tmp_path).read_text())
     assert again["status"] == "done"
     assert again["quality"] == json.loads(noise)["quality"]
+
+
+# Several ranks
+
+
+def test_a_rank_that_comes_late_does_what_the_first_one_does(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "repro", "run", "--methods", "noise", "--config", str(TINY), *map(str, folders(tmp_path))]
+    ranks = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    processes = []
+    try:
+        for rank in ("0", "1"):
+            environment = os.environ | ranks | {"RANK": rank, "LOCAL_RANK": rank}
+            processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+            time.sleep(0 if processes[1:] else 10)  # by then the first one is far ahead
+        for process in processes:
+            _, said = process.communicate(timeout=100)
+            assert process.returncode == 0, said[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert json.loads(noise_record(tmp_path).read_text())["cost"]["ranks"] == 2
