@@ -3,7 +3,9 @@
 Inception's features mean nothing on 8x8 digits, and its weights are not always to be had.
 """
 
+import hashlib
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,59 +18,20 @@ from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from repro.config import Classifier as Settings
-from repro.config import Training
+from repro.config import Compute, Training
 from repro.errors import ReproError, RunError
+from repro.harness import distributed
+from repro.harness.classifier_network import Classifier
 from repro.harness.clock import Clock
 from repro.harness.data import Images, to_unit_range
+from repro.harness.labelled_batches import LabelledBatches
 from repro.harness.randomness import derive_seed, generator
 from repro.harness.storage import sha256_of_file, write_atomically
 from repro.harness.training import Reporter, Run, train
 
 EXTRACTOR = "classifier"
 LAYER = "features"
-
-
-class Classifier(nn.Module):
-    """A residual network with two levels; its features are the average over positions of the last level.
-
-    Args:
-        channels: Channels of the images.
-        classes: Number of labels.
-        width: Channels of the first level; the features are twice as many.
-    """
-
-    def __init__(self, channels: int, classes: int, width: int) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(channels, width, 3, padding=1)
-        self.first = Residual(width)
-        self.down = nn.Conv2d(width, 2 * width, 3, padding=1, stride=2)
-        self.second = Residual(2 * width)
-        self.head = nn.Linear(2 * width, classes)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Maps images in [-1, 1], [B, C, H, W], to features, [B, 2 * width]."""
-        return functional.silu(self.second(self.down(self.first(self.stem(images))))).mean(dim=(2, 3))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Maps images in [-1, 1], [B, C, H, W], to logits, [B, classes]."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
-
-
-class Residual(nn.Module):
-    """Two normalised convolutions and the identity."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList([nn.GroupNorm(8, width) for _ in range(2)])
-        self.convs = nn.ModuleList([nn.Conv2d(width, width, 3, padding=1) for _ in range(2)])
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Maps [B, width, H, W] to the same shape."""
-        hidden = images
-        for norm, conv in zip(self.norms, self.convs, strict=True):
-            hidden = conv(functional.silu(norm(hidden)))
-        return images + hidden
+CHECKPOINT_EVERY_STEPS = 250
 
 
 class ClassifierFeatures(FeatureExtractorBase):
@@ -109,7 +72,7 @@ class Extractor:
     Attributes:
         path: Its safetensors file.
         sha256: The file's hash.
-        held_out_accuracy: Share of the held-out images that it labels right.
+        held_out_accuracy: Share that it labels right of images that it was not trained on.
     """
 
     path: Path
@@ -120,28 +83,52 @@ class Extractor:
 def classifier_for(images: Images, settings: Settings, cache: Path, report: Reporter) -> Extractor:
     """Returns the classifier of a labelled set, trained on first use and cached by the hash of all that determines it.
 
+    Where it has yet to be trained, every rank must call this: the ranks share each batch.
+
+    Args:
+        images: The labelled set; its test images, where it has some, are what the accuracy is measured on.
+        settings: The section of the configuration.
+        cache: The folder of the file and, while it is trained, of its checkpoint; shared by the ranks.
+        report: Shows how far the training is.
+
     Raises:
-        RunError: It labels fewer held-out images right than the configuration asks for.
-        ReproError: The cached file is damaged.
+        RunError: It labels fewer images that it has not seen right than the configuration asks for.
+        ReproError: The images have no labels, or the cached file is damaged.
     """
-    key = derive_seed("classifier", images.sha256, sorted(asdict(settings).items()))
+    labels = hashlib.sha256(images.labels.numpy().tobytes()).hexdigest()
+    test = images.test.sha256 if images.test is not None else None
+    key = derive_seed("classifier", images.sha256, labels, test, sorted(asdict(settings).items()))
     path = cache / f"classifier-{images.name}-{key:016x}.safetensors"
     if not path.exists():
-        model, accuracy = train_classifier(images, settings, report)
+        model, accuracy = train_classifier(images, settings, report, path.with_suffix(""))
         if accuracy < settings.least_accuracy:
             raise RunError(
-                f"the classifier labels {accuracy:.1%} of the held-out images right, classifier.least_accuracy asks for "
-                f"{settings.least_accuracy:.1%}; raise classifier.steps"
+                f"the classifier labels {accuracy:.1%} of the images right that it was not trained on, "
+                f"classifier.least_accuracy asks for {settings.least_accuracy:.1%}; raise classifier.steps"
             )
-        about = {"accuracy": accuracy, "channels": model.stem.in_channels, "classes": model.head.out_features, "width": settings.width}
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-        write_atomically(path, safetensors.torch.save(tensors, metadata={"about": json.dumps(about)}))
+        if distributed.rank() == 0:
+            save_classifier(path, model, settings, accuracy)
+        distributed.wait_for_all()
     _, accuracy = load_classifier(path)
     return Extractor(path=path, sha256=sha256_of_file(path), held_out_accuracy=accuracy)
 
 
+def save_classifier(path: Path, model: Classifier, settings: Settings, accuracy: float) -> None:
+    """Writes a classifier, what it takes to build it again, and its accuracy."""
+    about = {
+        "accuracy": accuracy,
+        "channels": model.stem.in_channels,
+        "classes": model.head.out_features,
+        "width": settings.width,
+        "levels": settings.levels,
+        "blocks": settings.blocks,
+    }
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(path, safetensors.torch.save(tensors, metadata={"about": json.dumps(about)}))
+
+
 def load_classifier(path: Path) -> tuple[Classifier, float]:
-    """Loads a classifier and its held-out accuracy.
+    """Loads a classifier and its accuracy.
 
     Raises:
         ReproError: The file is damaged.
@@ -149,37 +136,83 @@ def load_classifier(path: Path) -> tuple[Classifier, float]:
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["about"])
-        model = Classifier(about["channels"], about["classes"], about["width"])
+        model = Classifier(about["channels"], about["classes"], about["width"], about["levels"], about["blocks"])
         model.load_state_dict(safetensors.torch.load_file(path))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ReproError(f"{path}: not a readable classifier ({error}); delete it and run the command again") from error
     return model.eval(), float(about["accuracy"])
 
 
-def train_classifier(images: Images, settings: Settings, report: Reporter) -> tuple[Classifier, float]:
-    """Trains a classifier on a part of the images and returns it with its accuracy on the rest."""
-    cpu = torch.device("cpu")
-    order = torch.randperm(len(images), generator=generator(cpu, "held out", settings.seed))
-    held_out, kept = order.split([round(settings.held_out * len(images)), len(images) - round(settings.held_out * len(images))])
+def train_classifier(images: Images, settings: Settings, report: Reporter, folder: Path | None = None) -> tuple[Classifier, float]:
+    """Trains a classifier and returns it with its accuracy on images that it was not trained on.
+
+    Args:
+        images: The labelled set.
+        settings: The section of the configuration.
+        report: Shows how far the training is.
+        folder: Keeps the checkpoint until the training is done; None keeps nothing.
+
+    Raises:
+        ReproError: The images have no labels, or are too small to be shifted as far as configured.
+    """
+    classes = _count_classes(images)
+    if settings.crop_padding >= min(images.pixels.shape[2:]):
+        raise ReproError(f"classifier.crop_padding: {settings.crop_padding} shifts the images out of themselves; make it smaller")
+    training, unseen = _split(images, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("classifier weights", settings.seed))
-        model = Classifier(images.pixels.shape[1], int(images.labels.max()) + 1, settings.width)
+        model = Classifier(images.pixels.shape[1], classes, settings.width, settings.levels, settings.blocks)
 
-    def batch(step: int) -> tuple[Tensor, Tensor]:
-        chosen = kept[torch.randint(len(kept), (settings.batch_size,), generator=generator(cpu, "classifier", settings.seed, step))]
-        device = next(model.parameters()).device
-        return to_unit_range(images.pixels[chosen]).to(device), images.labels[chosen].to(device)
+    def loss(module: nn.Module, batch: tuple[Tensor, Tensor], _step: int) -> Tensor:
+        return functional.cross_entropy(module(batch[0]), batch[1], label_smoothing=settings.label_smoothing)
 
-    budget = Training(
-        steps=settings.steps, batch_size=settings.batch_size, learning_rate=settings.learning_rate, schedule="cosine", ema_decay=0.9
+    run = Run(
+        identity=folder.name if folder else images.name,
+        seed=settings.seed,
+        batches=LabelledBatches(*training, settings, rank=distributed.rank(), ranks=distributed.ranks(), device=distributed.device()),
+        loss=loss,
+        folder=folder,
+        compute=Compute(precision=settings.precision),
     )
-    run = Run(identity="classifier", seed=settings.seed, batches=batch, loss=_cross_entropy)
-    train(model, run, budget, Clock(), report)
-    with torch.no_grad():
-        logits = model.eval()(to_unit_range(images.pixels[held_out]).to(next(model.parameters()).device))
-    right = logits.argmax(dim=1).cpu() == images.labels[held_out]
-    return model, float(right.float().mean())
+    train(model, run, _budget(settings), Clock(), report)
+    accuracy = _accuracy(model, *unseen)
+    if folder is not None and distributed.rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    return model, accuracy
 
 
-def _cross_entropy(module: nn.Module, batch: tuple[Tensor, Tensor], _step: int) -> Tensor:
-    return functional.cross_entropy(module(batch[0]), batch[1])
+def _count_classes(images: Images) -> int:
+    classes = int(images.labels.max()) + 1
+    if classes < 2:
+        raise ReproError(f"evaluation.metric: fid_classifier needs labelled images, and those of {images.name} have one label; use fid")
+    return classes
+
+
+def _budget(settings: Settings) -> Training:
+    return Training(
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        schedule="cosine",
+        ema_decay=0.9,
+        checkpoint_every_steps=CHECKPOINT_EVERY_STEPS,
+    )
+
+
+def _split(images: Images, settings: Settings) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Returns what is trained on and what the accuracy is measured on, each as (pixels, labels)."""
+    if images.test is not None:
+        return (images.pixels, images.labels), (images.test.pixels, images.test.labels)
+    order = torch.randperm(len(images), generator=generator(torch.device("cpu"), "held out", settings.seed))
+    held_out, kept = order.split([round(settings.held_out * len(images)), len(images) - round(settings.held_out * len(images))])
+    return (images.pixels[kept], images.labels[kept]), (images.pixels[held_out], images.labels[held_out])
+
+
+@torch.no_grad()
+def _accuracy(model: Classifier, pixels: Tensor, labels: Tensor, batch_size: int = 500) -> float:
+    """Returns the share of images that a classifier labels right."""
+    device = distributed.device()
+    logits = [model.eval()(to_unit_range(batch.to(device))) for batch in pixels.split(batch_size)]
+    right = torch.cat(logits).argmax(dim=1).cpu() == labels
+    return float(right.float().mean())
