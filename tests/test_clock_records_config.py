@@ -511,3 +511,30 @@ def test_hash_does_not_change_with_the_order_of_keys_or_how_a_default_is_written
 def test_configuration_cannot_be_changed_once_made():
     with pytest.raises(AttributeError):
         load_config(str(TINY)).evaluation.samples = 5
+
+
+# The shipped configurations of CIFAR-10
+
+
+def test_the_cifar10_configuration_holds_the_published_settings():
+    config = load_config("cifar10")
+    assert sorted(config.sizes.trained) == [round(0.25 + 0.025 * index, 3) for index in range(31)]
+    assert sorted(config.sizes.reported) == [0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]
+    joint, alone = config.ofa_training, config.baseline_training
+    assert (joint.steps, joint.batch_size, joint.learning_rate) == (200_000, 512, 1e-3)
+    assert joint.ema_decay == pytest.approx(0.5 ** (512 / 500_000), abs=1e-5)  # a half-life of 0.5 Mimg
+    assert (alone.steps, alone.batch_size, alone.learning_rate, alone.dropout, alone.ema_decay) == (100_000, 128, 2e-4, 0.1, 0.9999)
+    assert alone.gradient_clipping == 1.0 and alone.horizontal_flip
+    assert (config.pruning.images, config.pruning.threshold) == (128, 0.05)
+    judged = config.evaluation
+    assert (judged.metric, judged.samples, judged.reference_images) == ("fid", 50_000, 0)
+    assert (judged.sampler_steps, judged.spacing, judged.clip_sample) == (100, "quadratic", False)
+    assert (config.importance.images, config.sampling_law.law, config.sampling_law.m) == (1024, "linear", 3.0)
+
+
+def test_the_short_configuration_has_the_same_network_and_law():
+    short, whole = load_config("cifar10_short"), load_config("cifar10")
+    for section in ("network", "diffusion", "importance", "allocation", "sampling_law", "pruning", "classifier", "compute", "data"):
+        assert getattr(short, section) == getattr(whole, section), section
+    assert short.hours == 1.0 and whole.hours == 0.0
+    assert short.evaluation.samples == 10_000 and len(short.sizes.trained) == 4
