@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,6 +43,27 @@ def laid_out(module: nn.Module, settings: Compute, device: torch.device) -> nn.M
 def restore_layout(module: nn.Module) -> nn.Module:
     """Brings a module's weights back into the layout that files want."""
     return module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
+
+
+@contextmanager
+def forward_in(module: nn.Module, precision: str, device: torch.device) -> Iterator[None]:
+    """Lets a module's own forward pass have a precision until the block ends.
+
+    On a GPU DeepSpeed's engine turns off, around the module that it calls, an autocast that it was called in.
+    """
+    before, forward = vars(module).get("forward"), module.forward
+
+    def in_precision(*args: Any, **kwargs: Any) -> Any:
+        with autocast(precision, device):
+            return forward(*args, **kwargs)
+
+    module.forward = in_precision
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
 
 
 @contextmanager

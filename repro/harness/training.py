@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from repro.config import Compute, Training
 from repro.errors import ReproError, RunError
 from repro.harness import checkpoint, distributed
-from repro.harness.arithmetic import autocast, compiled, laid_out, restore_layout
+from repro.harness.arithmetic import autocast, compiled, forward_in, laid_out, restore_layout
 from repro.harness.clock import Clock
 from repro.harness.distributed import deepspeed
 from repro.harness.randomness import derive_seed
@@ -77,7 +77,7 @@ def train(module: nn.Module, run: Run[Batch], settings: Training, clock: Clock, 
         raise ReproError(f"a batch of {settings.batch_size} cannot be shared by {distributed.ranks()} ranks; make batch_size a multiple")
     saved = _load(module, run)
     module = laid_out(module, run.compute, distributed.device())
-    with compiled(run.compiled):
+    with compiled(run.compiled), forward_in(module, run.compute.precision, distributed.device()):
         return _train(module, run, settings, clock, report, saved)
 
 
