@@ -44,7 +44,7 @@ class Run(Generic[Batch]):
         batches: This rank's slice of the batch of a step.
         loss: The mean loss of a batch at a step, a scalar; the module is called as often as the step asks, and backward runs once.
         folder: Keeps the checkpoint; None keeps nothing.
-        compute: Precision, memory layout, and whether the module is compiled.
+        compute: Precision and memory layout.
         compiled: The modules that go through `torch.compile`; none by default.
         warm_up: The steps whose losses between them use each of these modules, so that all are compiled before the training's clock runs.
         last_seen: The phases, in seconds, at the last sign of an earlier life of the run.
