@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from paper_figures.cells import MissingRecordsError
+from paper_figures.claims import claims_text, write_claims
 from paper_figures.literature import Literature, literature_beside
 from paper_figures.markup import markdown, printable
 from paper_figures.overhead import write_overhead
 from paper_figures.overhead_text import overhead_text
-from paper_figures.plots import write_figures
+from paper_figures.plots import draw_all, evidence_drawings, write_figures
 from paper_figures.published import Published, load_published
 from paper_figures.tables import results_table, with_published, write_tables
 from repro.errors import ReproError
@@ -21,12 +22,16 @@ Reads the records (one JSON file per cell) of each experiment and writes next to
   FOLDER/tables/results.csv, .md, .tex          one row per method and size; the CSV has the raw numbers
   FOLDER/tables/overhead.csv                    what each approach paid for what
   FOLDER/figures/NAME.pdf, .png                 fid_vs_macs, fid_vs_params, overhead, samples
+and where there are ablations:
+  FOLDER/tables/claims.*, ablations.*           the verdict on each claim of the paper, and every ablation beside its default
+  FOLDER/figures/NAME.pdf, .png                 ablations, balance, quality_vs_cost
 What the records do not allow is left out, with a line that says what to run. The same records give the same bytes.
 Figures from the literature stand beside ours, marked as published, where the protocol is the same: results/published.toml.
 
 examples:
   python -m paper_figures                       everything, for every experiment
   python -m paper_figures tables --show         the table of results on the screen too
+  python -m paper_figures claims                the verdicts on the screen, their tables and figures
   python -m paper_figures overhead --experiment digits
 """
 
@@ -86,9 +91,22 @@ def _make_tables(folder: Path, records: Sequence[Record], literature: Literature
 def _make_all(folder: Path, records: Sequence[Record], literature: Literature) -> None:
     _make_tables(folder, records, literature)
     _report(lambda: write_overhead(folder, records))
+    if evidence_drawings(records):
+        _report(lambda: write_claims(folder, records))
     paths, notes = write_figures(folder, records, literature.entries)
     for line in [*paths, *notes]:
         print(f"  {line}")
+
+
+def _make_claims(folder: Path, records: Sequence[Record], literature: Literature) -> None:
+    """Prints the verdicts and writes the tables and figures of the evidence."""
+    _report(lambda: write_claims(folder, records))
+    drawings = evidence_drawings(records)
+    paths, notes = draw_all(folder, drawings)
+    for line in [*paths, *notes]:
+        print(f"  {line}")
+    if drawings:
+        print("\n" + claims_text(records))
 
 
 def _print_overhead(folder: Path, records: Sequence[Record], literature: Literature) -> None:
@@ -96,7 +114,7 @@ def _print_overhead(folder: Path, records: Sequence[Record], literature: Literat
 
 
 Verb = Callable[[Path, Sequence[Record], Literature], None]
-VERBS: dict[str, Verb] = {"all": _make_all, "tables": _make_tables, "overhead": _print_overhead}
+VERBS: dict[str, Verb] = {"all": _make_all, "tables": _make_tables, "overhead": _print_overhead, "claims": _make_claims}
 
 
 def _report(write: Callable[[], list[Path]]) -> None:
@@ -126,7 +144,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verb_help = "all: tables, overhead.csv and figures (default); tables: tables only; overhead: print the cost comparison"
+    verb_help = (
+        "all: tables, overhead.csv and figures (default); tables: tables only; overhead: print the cost comparison; "
+        "claims: print the verdicts, and write their tables and figures"
+    )
     parser.add_argument("verb", nargs="?", choices=tuple(VERBS), default="all", help=verb_help)
     results_help = "folder of experiments, or one experiment's folder (default: results)"
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help=results_help)

@@ -8,7 +8,19 @@ from typing import Any
 from repro.errors import ReproError
 from repro.harness.records import Record
 
-METHOD_ORDER = ("base", "ofa", "diff_pruning", "magnitude", "random", "scratch", "untrained", "untrained_random", "floor", "noise")
+METHOD_ORDER = (
+    "base",
+    "ofa",
+    "slimmable",
+    "diff_pruning",
+    "magnitude",
+    "random",
+    "scratch",
+    "untrained",
+    "untrained_random",
+    "floor",
+    "noise",
+)
 COUNTS = ("realised", "params", "macs", "macs_torch_pruning")
 
 
@@ -27,6 +39,15 @@ class Strip:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What an ablation changes of another method."""
+
+    of: str
+    factor: str
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """One (method, size, seed) of the grid; what it lacks is None or empty."""
 
@@ -35,6 +56,7 @@ class Cell:
     size: float | None
     seed: int
     failure: str | None
+    variant: Variant | None
     delivered_by: tuple[str, ...]
     counts: Mapping[str, float]
     device: str
@@ -50,6 +72,11 @@ class Cell:
     def done(self) -> bool:
         """Whether the cell ended well."""
         return self.failure is None
+
+    @property
+    def own(self) -> bool:
+        """Whether its method stands on its own, in tables beside the others, and is no ablation of one."""
+        return self.variant is None or self.variant.factor == "method"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +166,7 @@ def _cell(record: Record) -> Cell:
         size=_number(cell["size"]),
         seed=int(cell["seed"]),
         failure=str(record.get("reason") or "no reason recorded") if failed else None,
+        variant=Variant(**{key: str(record["variant"][key]) for key in ("of", "factor", "label")}) if record.get("variant") else None,
         delivered_by=tuple(record.get("delivered_by") or ()),
         counts={key: size[key] for key in COUNTS if _number(size[key]) is not None} if size else {},
         device=_device(cost),

@@ -34,6 +34,7 @@ class Look:
 LOOKS = {
     "base": Look("Base", "#000000", "*"),
     "ofa": Look("OFA", "#0072B2", "o"),
+    "slimmable": Look("Slimmable", "#CC79A7", "P"),
     "diff_pruning": Look("Diff-Pruning", "#D55E00", "s"),
     "magnitude": Look("Magnitude", "#009E73", "^"),
     "random": Look("Random", "#E69F00", "D"),
@@ -43,8 +44,8 @@ LOOKS = {
     "floor": Look("Floor (real against real)", "#444444", "_"),
     "noise": Look("Noise", "#444444", "."),
 }
-SPARE_COLOURS = ("#CC79A7", "#8C564B", "#5D3A9B", "#7F7F00")
-SPARE_MARKERS = ("P", "X", "h", "<", ">")
+SPARE_COLOURS = ("#8C564B", "#5D3A9B", "#7F7F00")
+SPARE_MARKERS = ("X", "h", "<", ">")
 
 
 def look_of(method: str) -> Look:

@@ -9,7 +9,7 @@ import pandas as pd
 from paper_figures.look import look_of
 
 SHARED_COST = (
-    "OFA's device-hours and PFLOP are those of one joint training, shared by all of its sizes, and this size's extraction: "
+    "device-hours and PFLOP are those of one joint training, shared by all of its sizes, and this size's extraction: "
     "pay the joint training once, whatever the number of sizes"
 )
 TITLES = {"device": "Device", "spread_over": "± over", "n_values": "Values", "n_samples": "Samples", "n_seeds": "Seeds"}
@@ -64,7 +64,7 @@ def markdown(shown: pd.DataFrame, notes: Sequence[str], title: str) -> str:
     return f"# {_markdown_text(title)}\n\n" + "\n".join([lines[0], rule, *lines[1:]]) + f"\n{footer}\n"
 
 
-def latex(shown: pd.DataFrame, notes: Sequence[str], title: str) -> str:
+def latex(shown: pd.DataFrame, notes: Sequence[str], title: str, *, label: str = "tab:results") -> str:
     """Writes a table of strings as LaTeX, ready to be input; the document needs the package booktabs."""
     rows = [" & ".join(map(latex_text, row)) + r" \\" for row in shown.to_numpy().tolist()]
     header = " & ".join(rf"\textbf{{{latex_text(column)}}}" for column in shown.columns) + r" \\"
@@ -75,7 +75,7 @@ def latex(shown: pd.DataFrame, notes: Sequence[str], title: str) -> str:
         r"\scriptsize",
         r"\setlength{\tabcolsep}{3pt}",
         rf"\caption{{{latex_text(title)}.}}",
-        r"\label{tab:results}",
+        rf"\label{{{label}}}",
         rf"\begin{{tabular}}{{l{'r' * (len(shown.columns) - 1)}}}",
         r"\toprule",
         header,
@@ -100,7 +100,7 @@ def _footnotes(table: pd.DataFrame) -> tuple[list[str], list[str]]:
     letters: dict[str, str] = {}
     marks = []
     for method, note in zip(table["method"], table["note"], strict=True):
-        texts = ([SHARED_COST] if method == "ofa" else []) + ([str(note)] if note else [])
+        texts = ([SHARED_COST] if method in ("ofa", "slimmable") else []) + ([str(note)] if note else [])
         for text in texts:
             letters.setdefault(text, _letter(len(letters)))
         marks.append(f" ({', '.join(letters[text] for text in texts)})" if texts else "")

@@ -82,7 +82,7 @@ def overhead_terms(records: Iterable[Record]) -> tuple[list[Term], list[str]]:
     """
     cells = cells_of(records)
     by_name = {cell.name: cell for cell in cells}
-    done = [cell for cell in cells if cell.done and cell.device_hours is not None]
+    done = [cell for cell in cells if cell.done and cell.own and cell.device_hours is not None]
     terms, notes = [], []
     for device in sorted({cell.device for cell in done}):
         here = [cell for cell in done if cell.device == device]

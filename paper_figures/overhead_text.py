@@ -2,12 +2,19 @@
 
 from collections.abc import Iterable, Sequence
 
+from paper_figures.evidence import INDEPENDENT, Grid
 from paper_figures.look import look_of
 from paper_figures.overhead import Comparison, Term, comparisons, overhead_terms, total, why_not
 from repro.harness.records import Record
 
 CURRENCIES = ("device_hours", "train_pflop")
 WIDTH = 56
+FAIR = {
+    "equal images per size": ("ofa", "slimmable", INDEPENDENT),
+    "equal total compute, that of all independent runs": ("ofa_long", INDEPENDENT),
+    "equal total compute, that of one joint run": ("ofa", "diff_pruning_short"),
+}
+NAMES = {"ofa_long": "OFA, trained longer", "diff_pruning_short": "Diff-Pruning, trained shorter"}
 
 
 def overhead_text(records: Iterable[Record]) -> str:
@@ -27,8 +34,26 @@ def overhead_text(records: Iterable[Record]) -> str:
         blocks += [_verdict(pair) for pair in pairs if pair.device == device]
     compared = {(pair.device, pair.method) for pair in pairs}
     alone = sorted({(t.approach, t.device) for t in terms if t.approach not in ("base", "ofa") and (t.device, t.approach) not in compared})
+    grid = Grid(records)
+    blocks += [_fair(grid)] if grid.sizes("ofa", INDEPENDENT) else []
     notes += [f"{look_of(method).label} on {device} is not compared: OFA has none of its sizes there" for method, device in alone]
     return "\n".join([*blocks, *[f"Note: {note}.\n" for note in notes]])
+
+
+def _fair(grid: Grid) -> str:
+    """Returns two comparisons in which one thing is equal: the images that each size sees, or the compute of all sizes together."""
+    sizes = grid.sizes("ofa", INDEPENDENT)
+    lines = [_line(f"Quality for the cost, sizes {_sizes(sizes)}", "device-hours", "PFLOP", grid.metric)]
+    for title, methods in FAIR.items():
+        rows = [(method, point) for method in methods if (point := grid.point(method, sizes))]
+        if len(rows) > 1:
+            lines.append(f"  {title}:")
+            lines += [
+                _line(f"    {NAMES.get(name, look_of(name).label)}", _amount(point[0]), _amount(point[1]), f"{point[2]:.2f}")
+                for name, point in rows
+            ]
+    lines.append(f"  ({grid.metric}: geometric mean over the sizes, mean over seeds)")
+    return "\n".join(lines) + "\n"
 
 
 def _bills(device: str, terms: Sequence[Term]) -> str:
@@ -72,8 +97,8 @@ def _totals(pair: Comparison, label: str, *, with_base_size: bool) -> list[str]:
     ]
 
 
-def _line(label: str, hours: str, pflop: str) -> str:
-    return f"{label:<{WIDTH}} {hours:>12} {pflop:>12}".rstrip()
+def _line(label: str, hours: str, pflop: str, quality: str = "") -> str:
+    return f"{label:<{WIDTH}} {hours:>12} {pflop:>12} {quality:>16}".rstrip()
 
 
 def _amount(value: float | None) -> str:

@@ -1,6 +1,6 @@
 """The figures: quality against MACs and parameters, and cumulative cost; each is drawn from the tables' own numbers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +9,8 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from paper_figures.cells import MissingRecordsError, sort_key
+from paper_figures.evidence import Grid
+from paper_figures.evidence_plots import ablations, balance, quality_vs_cost
 from paper_figures.look import house_style, look_of, save_figure
 from paper_figures.overhead import Comparison, Term, comparisons, overhead_terms, total, why_not
 from paper_figures.published import Published
@@ -36,7 +38,16 @@ def write_figures(folder: Path, records: Sequence[Record], published: Sequence[P
         "fid_vs_params": lambda: fid_vs_params(table, published),
         "overhead": lambda: overhead(records),
         "samples": lambda: samples(folder, records),
+        **evidence_drawings(records),
     }
+    paths, notes = draw_all(folder, drawings)
+    if metrics_of(table) and not (table["method"] == "floor").any():
+        notes.append(f"the floor's dashed line: left out, no floor record; {ASK_FOR_RUN}")
+    return paths, notes
+
+
+def draw_all(folder: Path, drawings: Mapping[str, Callable[[], Figure]]) -> tuple[list[Path], list[str]]:
+    """Draws figures in the project's style and returns the paths written and a line about each that the records do not allow."""
     paths, notes = [], []
     for name, draw in drawings.items():
         with house_style():
@@ -44,9 +55,15 @@ def write_figures(folder: Path, records: Sequence[Record], published: Sequence[P
                 paths += save_figure(draw(), folder, name)
             except MissingRecordsError as error:
                 notes.append(str(error))
-    if metrics_of(table) and not (table["method"] == "floor").any():
-        notes.append(f"the floor's dashed line: left out, no floor record; {ASK_FOR_RUN}")
     return paths, notes
+
+
+def evidence_drawings(records: Sequence[Record]) -> dict[str, Callable[[], Figure]]:
+    """Returns the figures of the evidence, name -> how to draw it; none for an experiment without ablations."""
+    grid = Grid(records)
+    if not grid.variants():
+        return {}
+    return {"ablations": lambda: ablations(grid), "balance": lambda: balance(grid), "quality_vs_cost": lambda: quality_vs_cost(grid)}
 
 
 def fid_vs_macs(table: pd.DataFrame, published: Sequence[Published] = ()) -> Figure:

@@ -17,7 +17,6 @@ from repro.harness.storage import write_atomically
 COUNT_COLUMNS = {"realised": "realised_size", "params": "params", "macs": "macs", "macs_torch_pruning": "macs_torch_pruning"}
 WHOLE = ("params", "macs", "macs_torch_pruning", "n_values", "n_samples", "n_seeds")
 TEXT = ("method", "device", "spread_over", "note")
-NOT_A_ROW = ("ofa_joint",)
 REAL_OR_NOISE = ("floor", "noise")
 
 Row = dict[str, Any]
@@ -25,7 +24,9 @@ Key = tuple[str, float | None, str, str | None, int | None]
 
 
 def results_table(records: Iterable[Record]) -> pd.DataFrame:
-    """Returns one row per (method, size); devices, metrics and sample counts are never merged, and a failed cell is a gap with a note.
+    """Returns one row per (method, size), without ablations; a failed cell is a gap with a note.
+
+    Devices, metrics and sample counts are never merged.
 
     Counts are raw integers. The quality columns carry the metric's own name, such as `fid_classifier` and `fid_classifier_std_error`.
 
@@ -37,7 +38,7 @@ def results_table(records: Iterable[Record]) -> pd.DataFrame:
     groups: dict[Key, list[Cell]] = {}
     failed: dict[tuple[str, float | None], list[Cell]] = {}
     for cell in cells:
-        if cell.method in NOT_A_ROW:
+        if cell.method.endswith("_joint") or not cell.own:
             continue
         if cell.done:
             groups.setdefault((cell.method, cell.size, cell.device, cell.metric, cell.n_samples), []).append(cell)

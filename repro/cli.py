@@ -204,7 +204,7 @@ def _experiment(options: argparse.Namespace) -> tuple["Experiment", dict[str, "M
     places = Places(cache=options.cache or default_cache(), data_root=options.data_root, inception_weights=options.inception_weights)
     source = shlex.join(["--config", options.config, *(word for value in options.set for word in ("--set", value))])
     folders = {"results": options.results / config.name, "runs": options.runs / config.name}
-    return with_budget(Experiment(config=config, source=source, places=places, **folders)), METHODS
+    return with_budget(Experiment(config=config, methods=METHODS, source=source, places=places, **folders)), METHODS
 
 
 def _quiet() -> None:

@@ -10,6 +10,7 @@ import json
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ __all__ = [
     "SamplingLaw",
     "Sizes",
     "Training",
+    "changed",
     "load_config",
 ]
 
@@ -76,6 +78,7 @@ class Config:
     base_training: Training
     ofa_training: Training
     baseline_training: Training
+    finetuning: Training
     pruning: Pruning = field(default_factory=Pruning)
     evaluation: Evaluation = field(default_factory=Evaluation)
     classifier: Classifier = field(default_factory=Classifier)
@@ -86,6 +89,9 @@ class Config:
     def __post_init__(self) -> None:
         check("name", self.name.replace("_", "").replace("-", "").isalnum(), "use letters, digits, '-' and '_' only: it names a folder")
         check("hours", self.hours >= 0, "must not be negative; 0 takes the training steps as they are written")
+        check("base_training.distillation", self.base_training.distillation == 0, "must be 0: the base has no teacher")
+        chain = self.sizes.candidates == "chain"
+        check("sizes.candidates", chain or not self.compute.compile, "an open set has no subnets to compile; set compute.compile = false")
         steps, timesteps = self.evaluation.sampler_steps, self.diffusion.num_train_timesteps
         check("evaluation.sampler_steps", steps <= timesteps, f"is {steps}, but there are only {timesteps} timesteps to visit")
 
@@ -121,6 +127,18 @@ def load_config(name_or_path: str, overrides: list[str] | None = None) -> Config
     except ReproError as error:
         raise ReproError(f"{path}: {error}") from error
     assert isinstance(config, Config)
+    return config
+
+
+def changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Returns a configuration with other values at some keys, `section.key` each.
+
+    Raises:
+        ReproError: A value is out of range.
+    """
+    for key, value in changes.items():
+        section, _, leaf = key.partition(".")
+        config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{leaf: value})})
     return config
 
 

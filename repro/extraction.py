@@ -57,7 +57,7 @@ def extract_subnet(experiment: Experiment, *, size: float, seed: int, out: Path)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ReproError(f"--out {out}: something is there already; name a new folder")
     cell = Cell(method="ofa", size=size, seed=seed)
-    supernet = load_supernet(experiment, cell)
+    supernet = load_supernet(experiment, joint_cell(cell))
     subnet = supernet.extract(size)
     scheduler = sampling_scheduler(experiment.config.diffusion, clip_sample=experiment.config.evaluation.clip_sample)
     macs = count_macs(subnet, experiment.image_shape)
@@ -69,7 +69,7 @@ def extract_subnet(experiment: Experiment, *, size: float, seed: int, out: Path)
         macs=macs.total,
         macs_conv_linear=macs.conv_linear,
         quality=_quality(experiment.record(cell)),
-        training=_training(experiment.record(joint_cell(experiment.config, cell))),
+        training=_training(experiment.record(joint_cell(cell))),
         data=f"{experiment.images.name}, {len(experiment.images):,} images, sha256 {experiment.images.sha256}",
         folder=out.name,
         steps=experiment.config.evaluation.sampler_steps,

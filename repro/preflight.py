@@ -84,8 +84,8 @@ def _agreed(question: str) -> bool:
 def _check_ranks(experiment: Experiment, methods: dict[str, Method], cells: list[Cell]) -> None:
     """Makes sure that every batch which is still to be trained on can be shared by the ranks."""
     config, ranks = experiment.config, distributed.ranks()
-    settings = [methods[cell.method].budget(config) for cell in cells if not is_made(experiment, cell)]
-    in_play = {key: getattr(config, key).batch_size for key in BUDGETS if any(getattr(config, key) is each for each in settings)}
+    used = {methods[cell.method].budget(config) for cell in cells if not is_made(experiment, cell)}
+    in_play = {key: getattr(config, key).batch_size for key in BUDGETS if key in used}
     if config.evaluation.metric == "fid_classifier":
         in_play["classifier"] = config.classifier.batch_size
     for key, batch_size in in_play.items():

@@ -83,16 +83,25 @@ class Diffusion:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """The sizes P that the supernet is trained on, and those that are evaluated."""
+    """The sizes P that the supernet is trained on, and those that are evaluated.
+
+    Attributes:
+        trained: The chain of nested subnets.
+        reported: Those of them that are evaluated.
+        candidates: What a training step draws from: `chain` (the trained sizes, the paper's restricted set), or `open` (a random width
+            for every pipe, as in Once-for-All).
+    """
 
     trained: tuple[float, ...]
     reported: tuple[float, ...]
+    candidates: str = "chain"
 
     def __post_init__(self) -> None:
         for key, sizes in (("trained", self.trained), ("reported", self.reported)):
             check(key, bool(sizes), "needs at least one size")
             check(key, all(0 < size <= 1 for size in sizes), "every size must lie in (0, 1]")
             check(key, len(set(sizes)) == len(sizes), "names a size twice")
+        one_of("candidates", self.candidates, ("chain", "open"))
         extra = sorted(set(self.reported) - set(self.trained))
         check("reported", not extra, f"{extra} are not among sizes.trained; add them there or leave them out here")
 
@@ -111,33 +120,53 @@ class ImportanceSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """How the channels of a size are shared among the pipes (paper, Formula 5)."""
+    """How the channels of a size are shared among the pipes (paper, Formula 5), and which ones a pipe keeps.
+
+    Attributes:
+        rule: How many: `gradual`, `formula5` or `uniform`.
+        floor: The least fraction of a pipe that any size keeps.
+        ranking: Which ones: the best by `importance`, by `magnitude`, at `random`, or simply the first (`prefix`).
+        groupnorm: `keep` keeps every channel in the normalisation group that it was trained in; `regroup` ranks a layer as a whole.
+    """
 
     rule: str = "gradual"
     floor: float = 0.25
+    ranking: str = "importance"
+    groupnorm: str = "keep"
 
     def __post_init__(self) -> None:
         one_of("rule", self.rule, ("gradual", "formula5", "uniform"))
+        one_of("ranking", self.ranking, ("importance", "magnitude", "random", "prefix"))
+        one_of("groupnorm", self.groupnorm, ("keep", "regroup"))
         check("floor", 0 < self.floor <= 1, "must lie in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingLaw:
-    """Which sizes a step trains (paper, Eq. 6)."""
+    """Which sizes a step trains (paper, Eq. 6).
+
+    Attributes:
+        law: `linear` (the paper's), `uniform`, `weighted` (uniform, with the linear law's shape on the losses) or `sandwich`.
+        m: How much more often than the largest size the smallest is drawn, or how much more its loss weighs.
+        sandwich_random: Of `sandwich`: how many random sizes lie between the largest and the smallest.
+    """
 
     law: str = "linear"
     m: float = 3.0
     sandwich_random: int = 2
 
     def __post_init__(self) -> None:
-        one_of("law", self.law, ("linear", "uniform", "sandwich"))
+        one_of("law", self.law, ("linear", "uniform", "weighted", "sandwich"))
         check("m", self.m > 0, "must be positive")
         check("sandwich_random", self.sandwich_random >= 0, "must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The budget and optimiser of one training run: Adam, warm-up, EMA."""
+    """The budget and optimiser of one training run: Adam, warm-up, EMA.
+
+    `distillation` is the share of the loss that asks for the base's prediction in place of the noise; 0 has no teacher.
+    """
 
     steps: int
     batch_size: int
@@ -150,6 +179,7 @@ class Training:
     horizontal_flip: bool = False
     zero_stage: int = 0
     checkpoint_every_steps: int = 1000
+    distillation: float = 0.0
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size", "checkpoint_every_steps"):
@@ -159,6 +189,7 @@ class Training:
         check("gradient_clipping", self.gradient_clipping >= 0, "must not be negative; 0 clips nothing")
         check("ema_decay", 0 <= self.ema_decay < 1, "must lie in [0, 1)")
         check("dropout", 0 <= self.dropout < 1, "must lie in [0, 1)")
+        check("distillation", 0 <= self.distillation <= 1, "must lie in [0, 1]")
         one_of("schedule", self.schedule, ("constant", "cosine"))
         check(
             "zero_stage",
@@ -261,15 +292,19 @@ class Compute:
         tf32: Whether float32 matrix products and convolutions on a GPU may round their inputs to TF32.
         channels_last: Whether a GPU keeps images and weights in NHWC order.
         compile: Whether the networks that are trained go through `torch.compile`, each subnet on its own.
+        threads: Of each process on a CPU. Another number rounds otherwise, and training carries that on: a fixed one makes a machine with
+            more cores give the same numbers. 0 leaves it to torch.
     """
 
     precision: str = "float32"
     tf32: bool = True
     channels_last: bool = True
     compile: bool = False
+    threads: int = 0
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, PRECISIONS)
+        check("threads", self.threads >= 0, "must not be negative; 0 leaves it to torch")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from repro.config import Config
+from repro.config import Config, Training
 from repro.harness.cells import Cell, Experiment, Method, base_cell, state_of
 from repro.harness.classifier_network import Classifier
-from repro.harness.cost import count_macs, train_pflop
+from repro.harness.cost import count_macs, pipe_macs, train_pflop
 from repro.harness.denoiser import build_base
 from repro.harness.experiment import is_made
 from repro.methods import equal_importance, params_at, plan_of
-from repro.ofa.pipes import Pipe, unet2d_pipes
-from repro.ofa.sampling_law import linear_law
+from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.sampling_law import expected_shares
 
 # MACs of one image at 299 x 299 up to the layer: torch-fidelity 0.4.0's network under torch's FlopCounterMode on the meta device.
 INCEPTION_MACS = {"fid": 5_711_168_096, "fid768": 4_709_229_152}
@@ -28,11 +27,10 @@ INCEPTION_FEATURES = {"fid": 2048, "fid768": 768}
 INCEPTION_GB = 0.096
 CIFAR10_GB = 0.171
 IMAGES = {"digits": 1797, "cifar10": 50_000}
-SCORED_BY_GRADIENT = ("ofa_joint", "untrained")
 # What a cell takes besides, on two cores with 35.7 M parameters: DeepSpeed's start 2 s; the search for a pruning ratio 15 s, and the
 # statistics and distance of 50,000 x 2,048 features 19 s.
 START_SEC, OTHER_SEC_PER_PARAMETER = 2, 28 / 35.7e6
-BUDGETS = ("base_training", "ofa_training", "baseline_training")
+BUDGETS = ("base_training", "ofa_training", "baseline_training", "finetuning")
 CHECKPOINT_TENSORS = 4  # weights, their EMA, Adam's two moments, all float32
 GB = 1e9
 
@@ -97,15 +95,17 @@ def stages(experiment: Experiment, methods: dict[str, Method], cells: list[Cell]
         cells: What is to be done. What an interrupted cell has behind it is not taken off.
         afresh: Whether networks that lie in the runs folder count as well.
     """
-    config = experiment.config
-    own, pruned = costs_of(experiment, config.allocation.rule), costs_of(experiment, "uniform")
+    own, pruned = costs_of(experiment, experiment.config.allocation.rule), costs_of(experiment, "uniform")
     rows = [_downloads(experiment, cells, own)]
     for name in dict.fromkeys(cell.method for cell in cells):
         mine = [cell for cell in cells if cell.method == name]
         to_make = [cell for cell in mine if afresh or not is_made(experiment, cell)]
-        costs = own if name in ("base", "ofa", "ofa_joint", "untrained") else pruned
-        rows += [_scoring(config, name, to_make, own.macs[1.0]), _training(config, methods[name], to_make, costs)]
-        rows += [_sampling(experiment, mine, costs)] if methods[name].judged else []
+        method, config = methods[name], experiment.config_of(mine[0])
+        costs = pruned if method.prunes == "network" else own
+        if set(config.sizes.trained) - own.macs.keys():
+            costs = costs_of(experiment.of(mine[0]), config.allocation.rule)
+        rows += [_scoring(config, method, to_make, own.macs[1.0]), _training(config, method, to_make, costs)]
+        rows += [_sampling(experiment, mine, costs)] if method.judged else []
     judged = [cell for cell in cells if methods[cell.method].judged]
     rows += [_classifier(experiment, judged), _features(experiment, judged), _other(cells, own)]
     return [row for row in rows if row.images or row.seconds or row.kept_gb]
@@ -122,35 +122,11 @@ def costs_of(experiment: Experiment, rule: str) -> Costs:
     pipes = unet2d_pipes(base)
     plan = plan_of(dataclasses.replace(experiment, config=config), base, equal_importance(base))
     whole = count_macs(base, experiment.image_shape).total
-    shares = _pipe_macs(base, pipes, experiment.image_shape)
+    shares = pipe_macs(base, pipes, experiment.image_shape)
     macs = {
         size: whole - sum(shares[pipe.name] * (1 - len(kept[pipe.name]) / pipe.width) for pipe in pipes) for size, kept in plan.kept.items()
     }
     return Costs(macs=macs | {1.0: float(whole)}, params=plan.params | {1.0: params_at(base, 1.0)})
-
-
-def _pipe_macs(base: nn.Module, pipes: tuple[Pipe, ...], image_shape: tuple[int, int, int]) -> dict[str, float]:
-    """Returns the MACs of the layers that each pipe enters, and of the attention between them; the base lies on the meta device."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        base(torch.empty(1, *image_shape, device="meta"), torch.zeros(1, device="meta"))
-    flops = {name.partition(".")[2]: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-    macs = {}
-    for pipe in pipes:
-        layers = {parameter.rpartition(".")[0] for parameter, _ in pipe.slices}
-        macs[pipe.name] = (flops[pipe.name] if pipe.kind == "attention" else sum(flops.get(layer, 0) for layer in layers)) / 2
-    return macs
-
-
-def expected_draws(config: Config) -> dict[float, float]:
-    """Returns how often the sampling law is expected to draw each size in one step (paper, Eq. 6)."""
-    law, trained = config.sampling_law, config.sizes.trained
-    if law.law == "linear":
-        return dict(zip(trained, linear_law(trained, law.m), strict=True))
-    if law.law == "uniform" or len(trained) == 1:
-        return dict.fromkeys(trained, 1 / len(trained))
-    between = set(trained) - {min(trained), max(trained)}
-    share = min(law.sandwich_random, len(between)) / max(1, len(between))
-    return {size: share if size in between else 1.0 for size in trained}
 
 
 def training_images(experiment: Experiment) -> int:
@@ -169,37 +145,40 @@ def _downloads(experiment: Experiment, cells: list[Cell], costs: Costs) -> Stage
     return Stage(name="data and weights", kind="other", kept_gb=gb, in_cache=True)
 
 
-def _scoring(config: Config, name: str, cells: list[Cell], macs: float) -> Stage:
+def _scoring(config: Config, method: Method, cells: list[Cell], macs: float) -> Stage:
     """Formula 4 for the method; for Diff-Pruning, one batch at every timestep down to the threshold, so at most at all of them."""
     images = 0
-    if name in SCORED_BY_GRADIENT:
+    if method.scores == "formula4":
         settings = config.importance
         images = len(cells) * settings.batch_size * max(1, settings.images // settings.batch_size)
-    if name == "diff_pruning":
+    if method.scores == "diff_pruning":
         images = sum(cell.size != 1 for cell in cells) * config.pruning.images * config.diffusion.num_train_timesteps
-    title = f"{name}: importance" + (", at most" if name == "diff_pruning" else "")
+    title = f"{method.name}: importance" + (", at most" if method.scores == "diff_pruning" else "")
     return Stage(name=title, kind="training", images=images, passes=images, pflop=train_pflop(macs, images))
 
 
 def _training(config: Config, method: Method, cells: list[Cell], costs: Costs) -> Stage:
-    """The training of a method's cells, and the networks that they leave."""
-    settings = method.budget(config)
+    """The training of a method's cells, and the networks that they leave; a teacher's forward pass is a third of a training step's."""
     params = [costs.params[1.0 if cell.size is None else cell.size] for cell in cells if cell.method not in ("floor", "noise")]
-    kept = 4 * sum(params) / GB
-    if settings is None:
+    kept, section = 4 * sum(params) / GB, method.budget(config)
+    if not section:
         return Stage(name=f"{method.name}: networks", kind="other", kept_gb=kept)
+    settings: Training = getattr(config, section)
     images = settings.steps * settings.batch_size
-    drawn = [expected_draws(config) if cell.size is None else {cell.size: 1.0} for cell in cells]
+    law = config.sampling_law
+    joint = expected_shares(config.sizes.trained, law=law.law, m=law.m, k=law.sandwich_random)
+    shares = [joint if cell.size is None else {cell.size: 1.0} for cell in cells]
+    taught = costs.macs[1.0] / 3 if settings.distillation else 0.0
     return Stage(
         name=f"{method.name}: training",
         kind="training",
         images=images * len(cells),
-        passes=images * sum(sum(each.values()) for each in drawn),
-        pflop=sum(train_pflop(costs.macs[size] * times, images) for each in drawn for size, times in each.items()),
+        passes=images * len(cells) * (1 + (1 / 3 if taught else 0)),
+        pflop=sum(train_pflop(taught + sum(costs.macs[size] * share for size, share in each.items()), images) for each in shares),
         kept_gb=kept,
         # The new checkpoint lies beside the old one until it is whole.
         passing_gb=2 * 4 * CHECKPOINT_TENSORS * max(params, default=0) / GB,
-        budget=next(key for key in BUDGETS if getattr(config, key) is settings),
+        budget=section,
     )
 
 

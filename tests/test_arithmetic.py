@@ -81,7 +81,7 @@ def test_autocast_rounds_matrix_products_only_where_asked():
 
 
 def test_samples_in_bf16_differ_little_and_those_in_float32_not_at_all(tiny, base):
-    noise, schedule = image_noise(range(4), (1, 8, 8), 0), noise_schedule(tiny.diffusion)
+    noise, schedule = image_noise(range(4), (1, 8, 8), 0, 0), noise_schedule(tiny.diffusion)
 
     def pixels(precision):
         return sample_pixels(predictor(base), schedule, noise, replace(tiny.evaluation, precision=precision)).int()

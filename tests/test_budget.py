@@ -26,7 +26,7 @@ def timed(tiny, tmp_path, monkeypatch):
     """The tiny experiment with proportions in its steps and two hours, on a machine of known speed."""
     found = dataclasses.replace(HERE, on_gpu=True, training=Rate(fixed_sec=0.01, sec_per_pflop=1e6))
     monkeypatch.setattr(budget, "measure", lambda _experiment: found)
-    steps = {"base_training": 4000, "ofa_training": 2000, "baseline_training": 1000}
+    steps = {"base_training": 4000, "ofa_training": 2000, "baseline_training": 1000, "finetuning": 100}
     changed = {section: dataclasses.replace(getattr(tiny, section), steps=count) for section, count in steps.items()}
     return experiment(dataclasses.replace(tiny, **changed, hours=HOURS), tmp_path)
 

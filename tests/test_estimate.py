@@ -20,9 +20,9 @@ from repro.harness.places import Places
 from repro.harness.records import write_record
 from repro.methods import METHODS, equal_importance, plan_of
 from repro.ofa.pipes import unet2d_pipes
-from repro.ofa.sampling_law import draw_sizes
+from repro.ofa.sampling_law import draw_sizes, expected_shares
 from repro.ofa.supernet import Supernet
-from repro.stages import Stage, costs_of, expected_draws, unfinished
+from repro.stages import Stage, costs_of, unfinished
 from repro.throughput import Rate, Throughput, fit, measure
 
 NAMES = ["floor", "noise", "base", "untrained", "ofa", "diff_pruning", "random"]
@@ -87,25 +87,39 @@ def test_macs_of_the_cifar10_network(tiny, tmp_path):
     assert costs.macs[0.5] == count_macs(half, (3, 32, 32)).total
 
 
-@pytest.mark.parametrize(
-    "law", [SamplingLaw(), SamplingLaw(m=5), SamplingLaw(law="uniform"), SamplingLaw(law="sandwich", sandwich_random=1)]
-)
-def test_expected_draws_are_those_of_the_law(tiny, law):
-    config = dataclasses.replace(tiny, sampling_law=law)
-    steps = 20_000
-    drawn = Counter(size for step in range(steps) for size in draw_sizes(tiny.sizes.trained, **dataclasses.asdict(law), seed=0, step=step))
-    expected = expected_draws(config)
-    assert expected.keys() == set(tiny.sizes.trained)
-    for size, times in expected.items():
-        assert drawn[size] / steps == pytest.approx(times, abs=0.015)  # 4 standard deviations
+LAWS = [
+    SamplingLaw(),
+    SamplingLaw(m=5),
+    SamplingLaw(law="uniform"),
+    SamplingLaw(law="weighted"),
+    SamplingLaw(law="sandwich", sandwich_random=1),
+]
 
 
-def test_sandwich_of_one_or_two_sizes_draws_each_once(tiny):
+def shares_of(sizes, law):
+    return expected_shares(sizes, law=law.law, m=law.m, k=law.sandwich_random)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_expected_shares_of_the_images_are_those_of_the_law(tiny, law):
+    sizes, steps = tiny.sizes.trained, 20_000
+    seen = Counter()
+    for step in range(steps):
+        drawn = draw_sizes(sizes, **dataclasses.asdict(law), seed=0, step=step)
+        for size in drawn:
+            seen[size] += 1 / len(drawn)  # they share the batch out among them
+    expected = shares_of(sizes, law)
+    assert expected.keys() == set(sizes)
+    assert sum(expected.values()) == pytest.approx(1)
+    for size, share in expected.items():
+        assert seen[size] / steps == pytest.approx(share, abs=0.015)  # 4 standard deviations
+
+
+def test_sandwich_of_one_or_two_sizes_shares_the_images_evenly():
+    law = SamplingLaw(law="sandwich")
     for trained in ((1.0,), (1.0, 0.5)):
-        sizes = dataclasses.replace(tiny.sizes, trained=trained, reported=(1.0,))
-        config = dataclasses.replace(tiny, sizes=sizes, sampling_law=SamplingLaw(law="sandwich"))
-        assert expected_draws(config) == dict.fromkeys(trained, 1.0)
-        assert Counter(draw_sizes(trained, **dataclasses.asdict(config.sampling_law), seed=0, step=0)) == dict.fromkeys(trained, 1)
+        assert shares_of(trained, law) == dict.fromkeys(trained, 1 / len(trained))
+        assert Counter(draw_sizes(trained, **dataclasses.asdict(law), seed=0, step=0)) == dict.fromkeys(trained, 1)
 
 
 @pytest.mark.parametrize(("metric", "layer"), [("fid", "2048"), ("fid768", "768")])

@@ -15,10 +15,12 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def set_arithmetic(settings: Compute) -> None:
-    """Sets what holds for the whole process: TF32 as configured, and kernels that give the same result twice.
+    """Sets what holds for the whole process: threads and TF32 as configured, and kernels that give the same result twice.
 
     A killed run must end in the same weights as one that was not, so a GPU may not choose its kernels by timing them.
     """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     torch.backends.cuda.matmul.allow_tf32 = settings.tf32
     torch.backends.cudnn.allow_tf32 = settings.tf32
     torch.backends.cudnn.benchmark = False

@@ -1,7 +1,7 @@
 """The grid of an experiment: one cell for every (method, size, seed), and the folders that it lives in."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 
 from diffusers import DDPMScheduler, UNet2DModel
 
-from repro.config import Config, Training
+from repro.config import Config, Training, changed
 from repro.errors import ReproError
 from repro.harness.clock import Clock
 from repro.harness.data import Images, load_images
@@ -55,6 +55,23 @@ class Product:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What an ablation changes: one factor of a method, all else being equal.
+
+    Attributes:
+        of: The method that it is held against.
+        factor: What is changed.
+        label: What it is changed to.
+        changes: Configuration key -> value, given the configuration as it is written.
+    """
+
+    of: str
+    factor: str
+    label: str
+    changes: Callable[[Config], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """A way to come by a network.
 
@@ -65,8 +82,11 @@ class Method:
         make: Makes the product of a cell.
         needs: The cells whose artefacts it reads.
         delivered_by: Those of them whose cost has to be paid for this cell, the base excluded.
-        budget: The training that it spends, for the estimate of the time left.
+        budget: The section of the configuration whose training it spends; empty where it trains nothing.
         judged: Whether its product has a quality.
+        scores: How its channels are scored by gradients: `formula4`, `diff_pruning`, or not at all.
+        prunes: What it narrows: the `pipes` of the base, or the whole `network`.
+        variant: What it changes of another method; None for a method of its own.
     """
 
     name: str
@@ -75,8 +95,21 @@ class Method:
     make: Callable[["Experiment", Cell, Clock, CellProgress], Product]
     needs: Callable[[Config, Cell], tuple[Cell, ...]] = lambda _config, _cell: ()
     delivered_by: Callable[[Config, Cell], tuple[Cell, ...]] = lambda _config, _cell: ()
-    budget: Callable[[Config], Training | None] = lambda _config: None
+    budget: Callable[[Config], str] = lambda _config: ""
     judged: bool = True
+    scores: str = ""
+    prunes: str = "network"
+    variant: Variant | None = None
+
+    def config(self, written: Config) -> Config:
+        """Returns the configuration that its cells run under."""
+        return changed(written, self.variant.changes(written)) if self.variant else written
+
+    def training(self, written: Config) -> Training | None:
+        """Returns the budget of its training; None where it trains nothing."""
+        section = self.budget(written)
+        settings: Training | None = getattr(self.config(written), section) if section else None
+        return settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +118,8 @@ class Experiment:
 
     Attributes:
         config: What is done.
+        written: The configuration as it is written, where `config` is that of a variant.
+        methods: Every method by name.
         results: The folder of its records.
         runs: The folder of its heavy artefacts: weights, checkpoints, samples.
         places: Where data and weights that it did not make lie.
@@ -96,6 +131,22 @@ class Experiment:
     runs: Path
     source: str
     places: Places = field(default_factory=Places)
+    methods: Mapping[str, Method] = field(default_factory=dict)
+    written: Config | None = None
+
+    def of(self, cell: Cell) -> "Experiment":
+        """Returns the experiment under the configuration of a cell's method."""
+        config = self.config_of(cell)
+        if config == self.config:
+            return self
+        varied = dataclasses.replace(self, config=config, written=self.written or self.config)
+        varied.__dict__["images"] = self.images  # a variant changes the method, never the data
+        return varied
+
+    def config_of(self, cell: Cell) -> Config:
+        """Returns the configuration of a cell's method."""
+        written = self.written or self.config
+        return self.methods[cell.method].config(written) if cell.method in self.methods else written
 
     @cached_property
     def images(self) -> Images:
@@ -119,7 +170,7 @@ class Experiment:
 
     def identity(self, cell: Cell) -> str:
         """Names a cell of this configuration; artefacts of another identity are refused."""
-        return f"{cell.name} of configuration {self.config.sha256()}"
+        return f"{cell.name} of configuration {self.config_of(cell).sha256()}"
 
     def record(self, cell: Cell) -> Record | None:
         """Returns the record of a cell, if it has one.
@@ -131,9 +182,9 @@ class Experiment:
         if not path.exists():
             return None
         record = read_record(path)
-        provenance = record["provenance"]
-        if provenance.get("config_sha256") != self.config.sha256():
-            difference = _difference(provenance.get("config", {}), self.config.as_dict())
+        provenance, config = record["provenance"], self.config_of(cell)
+        if provenance.get("config_sha256") != config.sha256():
+            difference = _difference(provenance.get("config", {}), config.as_dict())
             raise ReproError(
                 f"{path}: made by another configuration ({difference}); delete it, or keep it and name another --results folder"
             )
@@ -145,7 +196,7 @@ def base_cell(config: Config) -> Cell:
     return Cell(method="base", size=1.0, seed=config.base.seed)
 
 
-def plan_cells(config: Config, methods: dict[str, Method], names: list[str], sizes: list[float] | None, seeds: list[int]) -> list[Cell]:
+def plan_cells(config: Config, methods: Mapping[str, Method], names: list[str], sizes: list[float] | None, seeds: list[int]) -> list[Cell]:
     """Lists the cells of a request, each after those it needs.
 
     Raises:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from repro.harness.denoiser import count_params
+from repro.ofa.pipes import Pipe
 
 ATTENTION_OPERATORS = ("bmm", "baddbmm", "scaled_dot_product")
 
@@ -44,6 +45,24 @@ def count_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> Macs:
     attention = sum(count for operator, count in flops.items() if any(name in operator for name in ATTENTION_OPERATORS))
     total = sum(flops.values())
     return Macs(total=total // 2, conv_linear=(total - attention) // 2)
+
+
+def pipe_macs(model: nn.Module, pipes: tuple[Pipe, ...], image_shape: tuple[int, int, int]) -> dict[str, float]:
+    """Returns the MACs of the layers that each pipe enters, and of the attention between them: they are proportional to its width.
+
+    Args:
+        model: A `UNet2DModel` on the meta device.
+        pipes: Its internal widths.
+        image_shape: [C, H, W].
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, *image_shape, device="meta"), torch.zeros(1, device="meta"))
+    flops = {name.partition(".")[2]: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    macs = {}
+    for pipe in pipes:
+        layers = {parameter.rpartition(".")[0] for parameter, _ in pipe.slices}
+        macs[pipe.name] = (flops[pipe.name] if pipe.kind == "attention" else sum(flops.get(layer, 0) for layer in layers)) / 2
+    return macs
 
 
 def count_macs_torch_pruning(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
@@ -80,4 +99,4 @@ def latency_ms(model: nn.Module, image_shape: tuple[int, int, int], batch_size: 
     return statistics.median(times[3:])
 
 
-__all__ = ["Macs", "count_macs", "count_macs_torch_pruning", "count_params", "latency_ms", "train_pflop"]
+__all__ = ["Macs", "count_macs", "count_macs_torch_pruning", "count_params", "latency_ms", "pipe_macs", "train_pflop"]

@@ -29,6 +29,11 @@ class NoisyBatch:
     noise: Tensor
     timesteps: Tensor
 
+    def shares(self, count: int) -> list["NoisyBatch"]:
+        """Shares the batch out in `count` equal parts; the batch must be divisible by it."""
+        parts = zip(self.noisy.chunk(count), self.noise.chunk(count), self.timesteps.chunk(count), strict=True)
+        return [NoisyBatch(noisy=noisy, noise=noise, timesteps=timesteps) for noisy, noise, timesteps in parts]
+
 
 def noise_schedule(settings: Diffusion) -> DDPMScheduler:
     """Returns diffusers' training-time scheduler."""
@@ -65,6 +70,15 @@ def predictor(model: torch.nn.Module, *leading: object) -> Predict:
 def image_losses(predict: Predict, batch: NoisyBatch) -> Tensor:
     """Returns the noise-prediction error of each image, averaged over its pixels, shape [B] (DDPM, L_simple)."""
     return (predict(batch.noisy, batch.timesteps) - batch.noise).square().flatten(1).mean(dim=1)
+
+
+def distillation_losses(predict: Predict, teacher: Predict, batch: NoisyBatch, share: float) -> Tensor:
+    """Returns the error of each image, shape [B], with `share` of it against the teacher's prediction in place of the noise."""
+    predicted = predict(batch.noisy, batch.timesteps)
+    with torch.no_grad():
+        asked = teacher(batch.noisy, batch.timesteps)
+    errors = [(predicted - target).square().flatten(1).mean(dim=1) for target in (batch.noise, asked)]
+    return (1 - share) * errors[0] + share * errors[1]
 
 
 class NoisyBatches:
@@ -173,10 +187,13 @@ def ddim(predict: Predict, noise: Tensor, schedule: DDPMScheduler, timesteps: li
     return images
 
 
-def image_noise(indices: range, shape: tuple[int, int, int], seed: int) -> Tensor:
-    """Returns the starting noise of images, [len(indices), C, H, W]; it depends on (seed, index) alone, never on the batch or the rank."""
+def image_noise(indices: range, shape: tuple[int, int, int], seed: int, sampling_seed: int) -> Tensor:
+    """Returns the starting noise of images, [len(indices), C, H, W].
+
+    It depends on the two seeds and an image's index alone, never on the batch or the rank.
+    """
     cpu = torch.device("cpu")
-    return torch.stack([torch.randn(shape, generator=generator(cpu, "sample", seed, index)) for index in indices])
+    return torch.stack([torch.randn(shape, generator=generator(cpu, "sample", seed, sampling_seed, index)) for index in indices])
 
 
 def sample_pixels(predict: Predict, schedule: DDPMScheduler, noise: Tensor, settings: Evaluation) -> Tensor:

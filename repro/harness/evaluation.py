@@ -15,7 +15,7 @@ from repro.config import Evaluation
 from repro.errors import ReproError
 from repro.harness import distributed
 from repro.harness.arithmetic import laid_out
-from repro.harness.cells import Experiment
+from repro.harness.cells import Cell, Experiment
 from repro.harness.classifier import classifier_for
 from repro.harness.diffusion import image_noise, predictor, sample_pixels
 from repro.harness.fid import (
@@ -35,13 +35,16 @@ from repro.harness.storage import write_atomically
 STRIP_IMAGES = 16
 
 
-def draw_samples(experiment: Experiment, model: UNet2DModel, folder: Path, report: CellProgress) -> list[Tensor]:
-    """Samples what a configuration asks for, split over the ranks; batches that lie in the folder are not drawn again.
+def draw_samples(experiment: Experiment, model: UNet2DModel, cell: Cell, report: CellProgress) -> list[Tensor]:
+    """Samples what a configuration asks for, split over the ranks; batches that lie in the cell's folder are not drawn again.
+
+    The starting noise depends on the cell's seed and the sampling seed: every method meets the same noise at a seed, so that their
+    differences are paired, and another noise at another seed, so that the spread over seeds holds the noise of sampling too.
 
     Returns:
         uint8 images, [N, C, H, W], one set for each sampling seed.
     """
-    settings = experiment.config.evaluation
+    settings, folder = experiment.config.evaluation, experiment.folder(cell) / "samples"
     starts = range(0, settings.samples, settings.batch_size)
     batches = [(seed, start) for seed in settings.sampling_seeds for start in starts]
     model = laid_out(model, experiment.config.compute, distributed.device()).eval()
@@ -50,7 +53,7 @@ def draw_samples(experiment: Experiment, model: UNet2DModel, folder: Path, repor
         path = folder / f"seed{seed}-{start:06d}.npy"
         if done % distributed.ranks() == distributed.rank() and not path.exists():
             indices = range(start, min(start + settings.batch_size, settings.samples))
-            noise = image_noise(indices, experiment.image_shape, seed).to(distributed.device())
+            noise = image_noise(indices, experiment.image_shape, cell.seed, seed).to(distributed.device())
             _save(path, sample_pixels(predictor(model), experiment.schedule, noise, settings))
         report(done + 1, len(batches))
     distributed.wait_for_all()

@@ -62,7 +62,7 @@ def run_cells(experiment: Experiment, methods: dict[str, Method], cells: list[Ce
         if cell.method not in introduced:
             introduced.add(cell.method)
             say(f"{cell.method}: {methods[cell.method].summary}")
-        record = _run_cell(experiment, methods[cell.method], cell, f"[{index + 1}/{len(open_cells)}]", started)
+        record = _run_cell(experiment.of(cell), methods[cell.method], cell, f"[{index + 1}/{len(open_cells)}]", started)
         started = time.monotonic()
         share = sum(weights[: index + 1]) / sum(weights)
         estimate = f"; about {_minutes((started - begun) * (1 - share) / share)} left" if LEAST_SHARE < share < 1 else ""
@@ -217,7 +217,7 @@ def _judge(experiment: Experiment, method: Method, cell: Cell, product: Product,
         sets = [pixels]
     else:
         assert product.model is not None, cell.name
-        sets = evaluation.draw_samples(experiment, product.model, experiment.folder(cell) / "samples", report)
+        sets = evaluation.draw_samples(experiment, product.model, cell, report)
         reference = experiment.images.pixels
     if experiment.config.evaluation.metric == "fid_classifier":
         report.stage("classifier")
@@ -274,7 +274,7 @@ def _check_writable(experiment: Experiment) -> None:
 
 def _weight(experiment: Experiment, method: Method, cell: Cell) -> float:
     """Returns a cell's work in forward passes of one image at full size, roughly: enough for the time left."""
-    budget, judged = method.budget(experiment.config), experiment.config.evaluation
+    budget, judged = method.training(experiment.config), experiment.config.evaluation
     size = 0.25 + 0.75 * (0.5 if cell.size is None else cell.size)
     training = 3 * budget.steps * budget.batch_size if budget else 0
     sampling = len(judged.sampling_seeds) * judged.samples * judged.sampler_steps if method.judged and cell.size is not None else 0

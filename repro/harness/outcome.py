@@ -20,6 +20,7 @@ def blank_record(experiment: Experiment, method: Method, cell: Cell, begun: str)
         "experiment": config.name,
         "trial": config.trial,
         "cell": {"name": cell.name, "method": cell.method, "size": cell.size, "seed": cell.seed},
+        "variant": _variant(experiment, method),
         "delivered_by": [needed.name for needed in method.delivered_by(config, cell)],
         "base": None,
         "starts_from": base_cell(config).name if method.needs(config, cell) else None,
@@ -37,6 +38,14 @@ def blank_record(experiment: Experiment, method: Method, cell: Cell, begun: str)
             "lives": 1,
         },
     }
+
+
+def _variant(experiment: Experiment, method: Method) -> Record | None:
+    """Returns what a variant changes, and of which method."""
+    if not method.variant:
+        return None
+    changes = dict(method.variant.changes(experiment.written or experiment.config))
+    return {"of": method.variant.of, "factor": method.variant.factor, "label": method.variant.label, "changes": changes}
 
 
 def finish_record(experiment: Experiment, record: Record, clock: Clock, *, status: str, reason: str | None) -> None:

@@ -54,43 +54,65 @@ class Plan:
 
 
 def make_plan(
-    pipes: tuple[Pipe, ...], importance: Importance, sizes: tuple[float, ...], *, params_base: int, rule: str, floor: float
+    pipes: tuple[Pipe, ...],
+    importance: Importance,
+    sizes: tuple[float, ...],
+    *,
+    params_base: int,
+    rule: str,
+    floor: float,
+    scores: Importance | None = None,
+    groupnorm: str = "keep",
 ) -> Plan:
     """Computes the plan of a base.
 
     Args:
         pipes: The internal widths of the base.
-        importance: For every pipe its channels' importances, shape [width].
+        importance: For every pipe its channels' importances, shape [width]; says how many channels each pipe keeps.
         sizes: The sizes P, each in (0, 1].
         params_base: Parameters of the base.
         rule: "gradual", "formula5" or "uniform".
         floor: The least fraction of a pipe that any size keeps (0.25 in the paper).
+        scores: What ranks the channels, likewise; says which ones a pipe keeps. The importances by default.
+        groupnorm: "keep" or "regroup", see `ranking`.
 
     Raises:
         ReproError: A size is below what the floors of all pipes together allow.
     """
     internal = sum(pipe.units * pipe.params_per_unit for pipe in pipes)
     chosen = {size: _allocate(pipes, importance, size, rule=rule, floor=floor) for size in sorted(sizes, reverse=True)}
-    order = {pipe.name: ranking(pipe, importance[pipe.name]) for pipe in pipes}
-    kept = {size: {pipe.name: _kept(order[pipe.name], units[pipe.name]) for pipe in pipes} for size, units in chosen.items()}
+    order = rankings(pipes, scores or importance, groupnorm=groupnorm)
+    kept = {size: {pipe.name: kept_channels(order[pipe.name], units[pipe.name]) for pipe in pipes} for size, units in chosen.items()}
     params = {
         size: params_base - internal + sum(units[pipe.name] * pipe.params_per_unit for pipe in pipes) for size, units in chosen.items()
     }
     return Plan(kept=kept, params=params, params_base=params_base, params_internal=internal)
 
 
-def ranking(pipe: Pipe, importance: Tensor) -> Tensor:
-    """Ranks the channels of a pipe inside each of its groups, most important first.
+def rankings(pipes: tuple[Pipe, ...], scores: Importance, *, groupnorm: str = "keep") -> dict[str, Tensor]:
+    """Ranks the channels of every pipe, see `ranking`."""
+    return {pipe.name: ranking(pipe, scores[pipe.name], groupnorm=groupnorm) for pipe in pipes}
+
+
+def ranking(pipe: Pipe, scores: Tensor, *, groupnorm: str = "keep") -> Tensor:
+    """Ranks the channels of a pipe, best first; its first u units are the first u columns.
+
+    "keep" ranks inside each normalisation group, so that every kept channel stays in the group that it was trained in. "regroup" ranks
+    all channels of a conv pipe together, and those that are kept form new groups, other ones at every size. An attention's heads are
+    ranked each for itself either way.
 
     Returns:
         Channel indices, shape [groups, units]; ties go to the lower index.
     """
-    scores = importance.view(pipe.groups, pipe.units)
+    if groupnorm == "regroup" and pipe.kind == "conv":
+        return scores.argsort(descending=True, stable=True).view(pipe.units, pipe.groups).T
+    scores = scores.view(pipe.groups, pipe.units)
     offsets = torch.arange(pipe.groups, device=scores.device)[:, None] * pipe.units
     return scores.argsort(dim=1, descending=True, stable=True) + offsets
 
 
-def _kept(order: Tensor, units: int) -> tuple[int, ...]:
+def kept_channels(order: Tensor, units: int) -> tuple[int, ...]:
+    """Returns the channels of a pipe's first units, ascending: they stand in the order that they have in the base."""
     return tuple(sorted(order[:, :units].flatten().tolist()))
 
 

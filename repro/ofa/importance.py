@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from repro.errors import ReproError
 from repro.ofa.pipes import Pipe
 
 Importance = dict[str, Tensor]
@@ -49,6 +50,42 @@ def pipe_importance(
     finally:
         model.train(was_training)
     return {name: total / images for name, total in totals.items()}
+
+
+def other_scores(model: nn.Module, pipes: tuple[Pipe, ...], ranking: str, seed: int) -> Importance:
+    """Scores the channels of every pipe by what the paper's importance has to beat, shape [width] each.
+
+    Args:
+        model: The base.
+        pipes: What to score.
+        ranking: "magnitude" (the absolute values of the weights at both ends of the channel, added up), "random", or "prefix" (the
+            channels in the order that they happen to have, as in slimmable networks).
+        seed: Of "random".
+
+    Raises:
+        ReproError: The ranking is unknown.
+    """
+    if ranking == "magnitude":
+        return {pipe.name: _magnitude(model, pipe) for pipe in pipes}
+    if ranking == "random":
+        stream = torch.Generator().manual_seed(seed)
+        drawn = {pipe.name: torch.rand(pipe.width, generator=stream) for pipe in pipes}
+        return {pipe.name: _shared_by_heads(pipe, drawn[pipe.name]) for pipe in pipes}
+    if ranking == "prefix":
+        return {pipe.name: torch.zeros(pipe.width) for pipe in pipes}  # ties go to the lower index
+    raise ReproError(f"allocation.ranking: unknown ranking '{ranking}'; use importance, magnitude, random or prefix")
+
+
+def _magnitude(model: nn.Module, pipe: Pipe) -> Tensor:
+    """Adds up | w | over a channel's rows in the producers and its columns in the consumers, shape [width]."""
+    rows = [model.get_parameter(f"{name}.weight").detach().abs().flatten(1).sum(dim=1) for name in pipe.producers]
+    columns = [model.get_parameter(f"{name}.weight").detach().abs().transpose(0, 1).flatten(1).sum(dim=1) for name in pipe.consumers]
+    return _shared_by_heads(pipe, torch.stack([*rows, *columns]).sum(dim=0))
+
+
+def _shared_by_heads(pipe: Pipe, score: Tensor) -> Tensor:
+    """Gives an offset inside a head of an attention one score, its sum over the heads; elsewhere every channel keeps its own."""
+    return score.view(pipe.groups, pipe.units).sum(dim=0).repeat(pipe.groups) if pipe.kind == "attention" else score
 
 
 def _batch_scores(
@@ -88,9 +125,7 @@ def _pipe_score(model: nn.Module, pipe: Pipe, tapped: dict[str, Tensor], gradien
         score += _saliency(layer, tapped[name], gradients[name], layer.bias)
     for name in pipe.consumers:
         score += _saliency(model.get_submodule(name), tapped[name], gradients[name], None)
-    if pipe.kind == "attention":
-        score = score.view(pipe.groups, pipe.units).sum(dim=0).repeat(pipe.groups)
-    return score
+    return _shared_by_heads(pipe, score)
 
 
 def _saliency(layer: nn.Module, activation: Tensor, gradient: Tensor, bias: object) -> Tensor:

@@ -7,6 +7,7 @@ scatters the gradients into the shared weights.
 
 import copy
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -61,30 +62,37 @@ class Supernet(nn.Module):
             skeleton.train(mode)
         return self
 
-    def forward(self, size: float, *args: Any, **kwargs: Any) -> Any:
-        """Computes what the subnet of a size computes.
+    def forward(self, subnet: float | Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Computes what a subnet computes.
 
         Args:
-            size: One of the plan's sizes.
+            subnet: One of the plan's sizes, or the kept channels of every pipe, ascending, int64.
             *args: What the base's forward takes: images [B, C, H, W] and timesteps [B].
             **kwargs: Likewise.
         """
-        return functional_call(self._skeletons[size], self._gather(size), args, kwargs)
+        if isinstance(subnet, Mapping):
+            # Every layer computes with the shapes of the weights that it is given, so any skeleton will do.
+            return functional_call(next(iter(self._skeletons.values())), self._gather(subnet), args, kwargs)
+        return functional_call(self._skeletons[subnet], self._gather(self._kept(subnet)), args, kwargs)
 
     @torch.no_grad()
     def extract(self, size: float) -> nn.Module:
         """Returns the subnet of a size as a module of its own, with a copy of its weights."""
         subnet = copy.deepcopy(self._skeletons[size])
-        subnet.load_state_dict({name: tensor.detach().clone() for name, tensor in self._gather(size).items()}, assign=True)
+        subnet.load_state_dict({name: tensor.detach().clone() for name, tensor in self._gather(self._kept(size)).items()}, assign=True)
         return subnet.train(self.training)
 
-    def _gather(self, size: float) -> dict[str, Tensor]:
+    def _kept(self, size: float) -> dict[str, Tensor]:
+        """Returns the kept channels of every pipe at a size."""
+        return {pipe: self.get_buffer(_buffer(size, pipe)) for pipe in self._widths}
+
+    def _gather(self, kept_by_pipe: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the parameters and buffers of a subnet; nothing is gathered where all channels are kept."""
         tensors: dict[str, Tensor] = dict(self.base.named_buffers())
         for parameter, tensor in self.base.named_parameters():
             gathered: Tensor = tensor
             for dimension, pipe in self._slices.get(parameter, ()):
-                kept = self.get_buffer(_buffer(size, pipe))
+                kept = kept_by_pipe[pipe]
                 if len(kept) < self._widths[pipe]:
                     gathered = gathered.index_select(dimension, kept)
             # Matrix products on the CPU choose their kernel by this flag too: a gathered tensor must carry it, as the extracted one does.
@@ -93,7 +101,7 @@ class Supernet(nn.Module):
 
     def _skeleton(self, size: float) -> nn.Module:
         """Returns the base's module tree with the shapes of a size, on the meta device."""
-        shapes = {name: tensor.shape for name, tensor in self._gather(size).items()}
+        shapes = {name: tensor.shape for name, tensor in self._gather(self._kept(size)).items()}
         # With its parameters already in the memo, the copy never allocates the base's storage.
         memo = {id(tensor): nn.Parameter(tensor.detach().to("meta")) for tensor in self.base.parameters()}
         skeleton = copy.deepcopy(self.base, memo)

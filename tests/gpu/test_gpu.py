@@ -172,7 +172,7 @@ def test_samples_do_not_depend_on_the_batch():
     base = laid_out(build_base(CONFIG.network, seed=3).eval(), Compute(), DEVICE)
     settings = replace(CONFIG.evaluation, sampler_steps=5)
     schedule = noise_schedule(CONFIG.diffusion)
-    noise = image_noise(range(12), SHAPE, 0).to(DEVICE)
+    noise = image_noise(range(12), SHAPE, 0, 0).to(DEVICE)
     whole = sample_pixels(predictor(base), schedule, noise, settings)
     parts = torch.cat([sample_pixels(predictor(base), schedule, part, settings) for part in noise.split(5)])
     assert (whole.int() - parts.int()).abs().max() <= 1

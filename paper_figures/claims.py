@@ -1,0 +1,297 @@
+"""The claims of the paper, each with the comparison that decides it, and the tables of claims and ablations."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from paper_figures.cells import MissingRecordsError
+from paper_figures.evidence import INDEPENDENT, Grid, Interval, interval, percent, verdict
+from paper_figures.look import look_of
+from paper_figures.markup import latex, markdown
+from repro.harness.records import Record
+from repro.harness.storage import write_atomically
+
+COST_FACTOR = 2.0  # "far less" is at most half
+QUALITY_MARGIN_PCT = 10.0  # "satisfactory" is at most this much worse
+HOW = "run `nox -s evidence`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim and what decides it.
+
+    Attributes:
+        key: The letter under which the paper's claim is discussed, and a number where it has several parts.
+        says: The claim.
+        measure: What is measured, and of what.
+        values: One value for each seed.
+        scale: From the scale on which seeds are averaged to the one that is shown.
+        side: On which side of the boundary the true value lies if the claim holds: `below` or `above`.
+        boundary: On the scale that is shown.
+        unit: Of what is shown.
+    """
+
+    key: str
+    says: str
+    measure: str
+    values: Callable[[Grid], list[float]]
+    scale: Callable[[float], float]
+    side: str
+    boundary: float
+    unit: str
+
+
+def _quality(key: str, says: str, method: str, reference: str, *, measure: str, margin: float = 0.0) -> Claim:
+    """Returns a claim that a method's quality is better than a reference's, or at most a margin worse."""
+    return Claim(
+        key=key,
+        says=says,
+        measure=measure,
+        values=lambda grid: grid.log_ratios(method, reference),
+        scale=percent,
+        side="below",
+        boundary=margin,
+        unit="%",
+    )
+
+
+def _cost(key: str, says: str, currency: str, measure: str) -> Claim:
+    def values(grid: Grid) -> list[float]:
+        sizes = grid.sizes("ofa", INDEPENDENT)
+        ofa, alone = (grid.costs(method, sizes, currency) for method in ("ofa", INDEPENDENT))
+        return [math.log(alone[seed] / ofa[seed]) for seed in sorted(ofa.keys() & alone.keys())] if sizes else []
+
+    return Claim(key=key, says=says, measure=measure, values=values, scale=math.exp, side="above", boundary=COST_FACTOR, unit="x")
+
+
+def _balance(key: str, says: str, other: str, measure: str) -> Claim:
+    def values(grid: Grid) -> list[float]:
+        paper, without = grid.imbalances("ofa"), grid.imbalances(other)
+        return [paper[seed] - without[seed] for seed in sorted(paper.keys() & without.keys())]
+
+    return Claim(
+        key=key, says=says, measure=measure, values=values, scale=lambda value: 100 * value, side="below", boundary=0.0, unit="log-%"
+    )
+
+
+CLAIMS = (
+    _quality(
+        "a", "Restricting the candidates speeds up optimisation", "ofa", "ofa_open", measure="FID, chain against open set, equal images"
+    ),
+    _quality(
+        "b1",
+        "Allocating channels by importance gives better subnets",
+        "ofa",
+        "ofa_uniform",
+        measure="FID, gradual against uniform allocation",
+    ),
+    _quality(
+        "b2",
+        "Keeping the most important channels gives better subnets",
+        "ofa",
+        "ofa_random",
+        measure="FID, ranked by importance against at random",
+    ),
+    _balance("c", "Reweighting balances the sizes", "ofa_m1", "Imbalance, m = 3 against m = 1"),
+    _cost("d1", "One run costs far less than one for each size", "device_hours", "Device-hours, Diff-Pruning over OFA"),
+    _cost("d2", "The same, counted as work", "train_pflop", "Training PFLOP, Diff-Pruning over OFA"),
+    _quality(
+        "d3",
+        "Its quality is satisfactory",
+        "ofa",
+        INDEPENDENT,
+        measure="FID, OFA against Diff-Pruning, equal images per size",
+        margin=QUALITY_MARGIN_PCT,
+    ),
+    _quality(
+        "d4",
+        "It is the better way to spend the compute of all independent runs",
+        "ofa_long",
+        INDEPENDENT,
+        measure="FID, long OFA against Diff-Pruning, equal total compute",
+    ),
+    _quality(
+        "d5",
+        "It is the better way to spend the compute of one joint run",
+        "ofa",
+        "diff_pruning_short",
+        measure="FID, OFA against short Diff-Pruning, equal total compute",
+    ),
+)
+
+
+def claims_table(grid: Grid) -> pd.DataFrame:
+    """Returns one row for each claim: what was measured, its interval, and the verdict."""
+    rows = []
+    for claim in CLAIMS:
+        values = claim.values(grid)
+        found = interval(values)
+        shown = found.map(claim.scale) if found else None
+        rows.append(
+            {
+                "key": claim.key,
+                "claim": claim.says,
+                "measure": claim.measure,
+                "estimate": shown.mean if shown else claim.scale(values[0]) if values else None,
+                "low": shown.low if shown else None,
+                "high": shown.high if shown else None,
+                "unit": claim.unit,
+                "boundary": claim.boundary,
+                "holds_if": claim.side,
+                "n_seeds": len(values),
+                "verdict": verdict(shown, claim.boundary, claim.side) if values else "no records",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def ablations_table(grid: Grid) -> pd.DataFrame:
+    """Returns one row for each variant, and for each method that one is held against; a column of quality for each size."""
+    variants = grid.variants()
+    references = list(dict.fromkeys(cell.variant.of for cell in variants.values() if cell.variant))
+    rows = []
+    for reference in references:
+        if reference in grid.of:
+            rows.append(_row(grid, reference, reference, "", "default"))
+        for method, cell in variants.items():
+            if cell.variant and cell.variant.of == reference:
+                rows.append(_row(grid, method, reference, cell.variant.factor, cell.variant.label))
+    return pd.DataFrame(rows)
+
+
+def _row(grid: Grid, method: str, reference: str, factor: str, label: str) -> dict[str, object]:
+    sizes = sorted({size for by_size in grid.of[method].values() for size in by_size}, reverse=True)
+    seeds = grid.seeds(method)
+    against = interval(grid.log_ratios(method, reference)) if method != reference and reference in grid.of else None
+    shown = against.map(percent) if against else None
+    hours, pflop = (grid.costs(method, sizes, currency) for currency in ("device_hours", "train_pflop"))
+    realised = [
+        cell.counts["realised"] - size
+        for by_size in grid.of[method].values()
+        for size, cell in by_size.items()
+        if "realised" in cell.counts
+    ]
+    row: dict[str, object] = {"of": reference, "factor": factor, "variant": label, "method": method}
+    for size in sizes:
+        values = [grid.score(method, seed, size) for seed in seeds if size in grid.of[method][seed]]
+        row[f"{grid.metric} {size:g}"] = statistics.fmean(values)
+        row[f"{grid.metric} {size:g} std_error"] = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    row |= {
+        "difference_pct": shown.mean if shown else None,
+        "low_pct": shown.low if shown else None,
+        "high_pct": shown.high if shown else None,
+    }
+    row |= {"largest_size_error": max(realised, key=abs) if realised else None}
+    row |= {
+        "device_hours": statistics.fmean(hours.values()) if hours else None,
+        "train_pflop": statistics.fmean(pflop.values()) if pflop else None,
+    }
+    return row | {"n_seeds": len(seeds)}
+
+
+def write_claims(folder: Path, records: Sequence[Record]) -> list[Path]:
+    """Writes `tables/claims.*` and `tables/ablations.*` and returns their paths.
+
+    Raises:
+        MissingRecordsError: There is no variant to compare with.
+        ReproError: A record is malformed, or the folder cannot be written.
+    """
+    grid = Grid(records)
+    if not grid.variants():
+        raise MissingRecordsError(f"claims and ablations: left out, no records of any ablation; {HOW}")
+    paths = []
+    for name, table, shown, notes, title in (
+        ("claims", claims_table(grid), *_printable_claims(grid), f"Claims, on the experiment {records[0]['experiment']}"),
+        ("ablations", ablations_table(grid), *_printable_ablations(grid), f"Ablations of the experiment {records[0]['experiment']}"),
+    ):
+        texts = {"csv": table.to_csv(index=False, lineterminator="\n"), "md": markdown(shown, notes, title)}
+        texts["tex"] = latex(shown, notes, title, label=f"tab:{name}")
+        for suffix, text in texts.items():
+            paths.append(folder / "tables" / f"{name}.{suffix}")
+            write_atomically(paths[-1], text.encode())
+    return paths
+
+
+def claims_text(records: Sequence[Record]) -> str:
+    """Returns the table of claims for the terminal."""
+    grid = Grid(records)
+    shown, notes = _printable_claims(grid)
+    return markdown(shown, notes, "Claims")
+
+
+def _printable_claims(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
+    table = claims_table(grid)
+    shown = pd.DataFrame(
+        {
+            "": table["key"],
+            "Claim": table["claim"],
+            "Measured": table["measure"].str.replace("FID", grid.metric or "FID"),
+            "Estimate": [_amount(row.estimate, row.unit) for row in table.itertuples()],
+            "95 % interval": [_range(row.low, row.high, row.unit) for row in table.itertuples()],
+            "Holds if": [f"{row.holds_if} {_amount(row.boundary, row.unit)}" for row in table.itertuples()],
+            "Seeds": table["n_seeds"].astype(str),
+            "Verdict": table["verdict"],
+        }
+    )
+    return shown, [
+        "Differences are paired over seeds; % is relative to what comes second, geometric mean over the reported sizes, negative is better",
+        "Imbalance: | ln r(smallest) - ln r(largest) |, r the quality over that of the independently trained net of that size",
+        "The rule was stated before the runs: results/README.md. One base; 95 % intervals of Student's t, each on its own",
+        *_noise_notes(grid),
+    ]
+
+
+def _noise_notes(grid: Grid) -> list[str]:
+    notes = []
+    for method in ("floor", "noise"):
+        values = [cell.values[0] for cell in grid.cells if cell.method == method and cell.metric == grid.metric and cell.values]
+        if values:
+            notes.append(f"{look_of(method).label}: {grid.metric} {statistics.fmean(values):.2f}")
+    noise = grid.noise()
+    if noise:
+        notes.append(
+            f"Noise of one value of {grid.metric} at n = {grid.n_samples:,}: {100 * noise[0]:.0f} % (standard deviation over sampling "
+            f"seeds); of a cell over training seeds: {100 * noise[1]:.0f} %"
+        )
+    return notes
+
+
+def _printable_ablations(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
+    table = ablations_table(grid)
+    metrics = [column for column in table.columns if column.startswith(f"{grid.metric} ") and not column.endswith("std_error")]
+    metrics.sort(key=lambda column: -float(column.rpartition(" ")[2]))
+    shown = pd.DataFrame({"Of": [look_of(name).label for name in table["of"]], "Factor": table["factor"], "Variant": table["variant"]})
+    for column in metrics:
+        errors = table[f"{column} std_error"]
+        shown[f"P = {column.rpartition(' ')[2]}"] = [
+            "" if pd.isna(value) else f"{value:.2f}" if pd.isna(error) else f"{value:.2f} ± {error:.2f}"
+            for value, error in zip(table[column], errors, strict=True)
+        ]
+    shown["Difference"] = [_amount(value, "%") for value in table["difference_pct"]]
+    shown["95 % interval"] = [_range(row.low_pct, row.high_pct, "%") for row in table.itertuples()]
+    shown["Size error"] = ["" if pd.isna(value) else f"{value:+.3f}" for value in table["largest_size_error"]]
+    shown["Device-hours"] = ["" if pd.isna(value) else f"{value:.4f}" for value in table["device_hours"]]
+    shown["PFLOP"] = ["" if pd.isna(value) else f"{value:.4f}" for value in table["train_pflop"]]
+    shown["Seeds"] = table["n_seeds"].astype(str)
+    return shown, [
+        f"P = ...: {grid.metric}, mean over seeds ± standard error. Difference: against the default row above, as in the table of claims",
+        "Size error: a realised size less its P, the largest. Device-hours and PFLOP: for all sizes together, without evaluation",
+    ]
+
+
+def _amount(value: Any, unit: Any) -> str:
+    if value is None or pd.isna(value):
+        return ""
+    return {"x": f"{value:.2f} x", "%": f"{value:+.1f} %", "log-%": f"{value:+.1f}"}[str(unit)]
+
+
+def _range(low: Any, high: Any, unit: Any) -> str:
+    return "" if low is None or pd.isna(low) else f"{_amount(low, unit)} .. {_amount(high, unit)}"
+
+
+__all__ = ["CLAIMS", "Claim", "Interval", "ablations_table", "claims_table", "claims_text", "write_claims"]

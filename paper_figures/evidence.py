@@ -1,0 +1,172 @@
+"""The evidence: claims and ablations as paired comparisons over seeds, each with a confidence interval.
+
+Two methods are compared seed by seed: at a seed they start from the same base, see the same batches and draw their samples from the same
+noise. The rule by which an interval becomes a verdict is stated in results/README.md.
+"""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy.stats import t as student
+
+from paper_figures.cells import Cell, cells_of, deliverers
+from repro.harness.records import Record
+
+CONFIDENCE = 0.95
+LEAST_SEEDS = 3
+INDEPENDENT = "diff_pruning"  # what a train-once method is held against, size by size
+
+Scores = dict[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean over seeds and its confidence interval (Student's t)."""
+
+    mean: float
+    low: float
+    high: float
+    std_error: float
+    n_seeds: int
+
+    def map(self, function: Callable[[float], float]) -> "Interval":
+        """Returns the interval on another, increasing scale; the standard error has no meaning there and becomes NaN."""
+        ends = function(self.mean), function(self.low), function(self.high)
+        return Interval(mean=ends[0], low=ends[1], high=ends[2], std_error=math.nan, n_seeds=self.n_seeds)
+
+
+def interval(values: Sequence[float]) -> Interval | None:
+    """Returns the mean of one value for each seed with its interval; None for fewer than two seeds."""
+    n = len(values)
+    if n < 2:
+        return None
+    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(n)
+    half = float(student.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
+    return Interval(mean=mean, low=mean - half, high=mean + half, std_error=error, n_seeds=n)
+
+
+def verdict(found: Interval | None, boundary: float, side: str) -> str:
+    """Returns what an interval says of the claim that the true value lies `below` or `above` a boundary."""
+    if found is None or found.n_seeds < LEAST_SEEDS:
+        return "undecided"
+    if found.low <= boundary <= found.high:
+        return "undecided"
+    return "supported" if (found.high < boundary) == (side == "below") else "contradicted"
+
+
+class Grid:
+    """The judged cells of an experiment, by method and seed; only those of its one metric and number of samples.
+
+    Args:
+        records: All records of the experiment.
+
+    Raises:
+        ReproError: A record is malformed.
+    """
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self.cells = [cell for cell in cells_of(records) if cell.done]
+        self._by_name = {cell.name: cell for cell in self.cells}
+        kinds = Counter((cell.metric, cell.n_samples) for cell in self.cells if cell.metric and cell.size is not None)
+        self.metric, self.n_samples = kinds.most_common(1)[0][0] if kinds else ("", 0)
+        self.of: dict[str, dict[int, dict[float, Cell]]] = {}
+        for cell in self.cells:
+            if cell.size is not None and (cell.metric, cell.n_samples) == (self.metric, self.n_samples):
+                self.of.setdefault(cell.method, {}).setdefault(cell.seed, {})[cell.size] = cell
+
+    def seeds(self, *methods: str) -> list[int]:
+        """Returns the seeds at which every method has a cell, ascending."""
+        return sorted(set.intersection(*(set(self.of.get(method, ())) for method in methods)))
+
+    def sizes(self, *methods: str) -> list[float]:
+        """Returns the sizes that every method has at every seed that all of them share, ascending."""
+        held = [set(self.of[method][seed]) for method in methods for seed in self.seeds(*methods)]
+        return sorted(set.intersection(*held)) if held else []
+
+    def score(self, method: str, seed: int, size: float) -> float:
+        """Returns a cell's quality, the mean over its sampling seeds."""
+        return statistics.fmean(self.of[method][seed][size].values)
+
+    def log_ratios(self, method: str, reference: str) -> list[float]:
+        """Returns, for each common seed, the mean over the common sizes of ln(quality of the method / that of the reference)."""
+        sizes = self.sizes(method, reference)
+        return [
+            statistics.fmean(math.log(self.score(method, seed, size) / self.score(reference, seed, size)) for size in sizes)
+            for seed in self.seeds(method, reference)
+            if sizes
+        ]
+
+    def imbalances(self, method: str) -> dict[int, float]:
+        """Returns for each seed how unevenly a method serves its sizes: 0 where the smallest fares as well as the largest.
+
+        It is | ln r(P_min) - ln r(P_max) | with r the quality over that of the independently trained net of the same size.
+        """
+        sizes = self.sizes(method, INDEPENDENT)
+        if len(sizes) < 2:
+            return {}
+
+        def relative(seed: int, size: float) -> float:
+            return math.log(self.score(method, seed, size) / self.score(INDEPENDENT, seed, size))
+
+        return {seed: abs(relative(seed, sizes[0]) - relative(seed, sizes[-1])) for seed in self.seeds(method, INDEPENDENT)}
+
+    def costs(self, method: str, sizes: Sequence[float], currency: str) -> dict[int, float]:
+        """Returns for each seed what all the sizes cost together, what delivers them paid once; seeds that lack any of it are left out.
+
+        Args:
+            method: The method.
+            sizes: The sizes that are to be had.
+            currency: `device_hours` or `train_pflop`.
+        """
+        found = {}
+        for seed, by_size in self.of.get(method, {}).items():
+            held = [by_size[size] for size in sizes if size in by_size]
+            to_pay, missing = deliverers(held, self._by_name)
+            paid = [*held, *to_pay]
+            amounts = [getattr(cell, currency) for cell in paid]
+            if len(held) == len(sizes) and not missing and len({cell.device for cell in paid}) == 1:
+                found[seed] = sum(amount or 0.0 for amount in amounts)
+        return found
+
+    def point(self, method: str, sizes: Sequence[float]) -> tuple[float, float, float, float] | None:
+        """Returns what a method pays for all the sizes and what it gets; None where it lacks one.
+
+        Returns:
+            Mean over seeds of device-hours, of PFLOP and of the geometric mean of the quality over the sizes, and that one's standard
+            error, 0 for a single seed.
+        """
+        hours, pflop = (self.costs(method, sizes, currency) for currency in ("device_hours", "train_pflop"))
+        if not hours:
+            return None
+        scores = [math.exp(statistics.fmean(math.log(self.score(method, seed, size)) for size in sizes)) for seed in hours]
+        error = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
+        return statistics.fmean(hours.values()), statistics.fmean(pflop.values()), statistics.fmean(scores), error
+
+    def noise(self) -> tuple[float, float] | None:
+        """Returns two standard deviations of ln(quality), pooled: over sampling seeds within a trained cell, and over training seeds."""
+        within = [
+            statistics.variance([math.log(value) for value in cell.values])
+            for by_seed in self.of.values()
+            for by_size in by_seed.values()
+            for cell in by_size.values()
+            if len(cell.values) > 1
+        ]
+        between = [
+            statistics.variance([math.log(self.score(method, seed, size)) for seed in by_seed])
+            for method, by_seed in self.of.items()
+            if len(by_seed) > 1
+            for size in self.sizes(method)
+        ]
+        return (math.sqrt(statistics.fmean(within)), math.sqrt(statistics.fmean(between))) if within and between else None
+
+    def variants(self) -> Mapping[str, Cell]:
+        """Returns a cell of each ablation and rival that has any, by method."""
+        return {cell.method: cell for cell in self.cells if cell.variant and cell.size is not None and cell.method in self.of}
+
+
+def percent(log_ratio: float) -> float:
+    """Returns a ratio's distance from 1, in per cent."""
+    return 100 * math.expm1(log_ratio)

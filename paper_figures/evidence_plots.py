@@ -1,0 +1,125 @@
+"""The figures of the evidence: ablations, balance, and quality against cost."""
+
+import math
+import statistics
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from paper_figures.cells import MissingRecordsError
+from paper_figures.claims import HOW, ablations_table
+from paper_figures.evidence import CONFIDENCE, INDEPENDENT, Grid
+from paper_figures.look import look_of
+
+LAWS = {
+    "ofa_m1": ("linear, m = 1", "#E69F00", "s"),
+    "ofa": ("linear, m = 3 (the paper's)", "#0072B2", "o"),
+    "ofa_m5": ("linear, m = 5", "#56B4E9", "^"),
+    "ofa_weighted": ("loss weights", "#D55E00", "v"),
+    "ofa_sandwich": ("sandwich", "#009E73", "D"),
+    "slimmable": ("slimmable", "#CC79A7", "P"),
+}
+# Family -> its budgets, smallest first; a line joins them.
+BUDGETS = {
+    "OFA": ("ofa", "ofa_long"),
+    "Diff-Pruning": ("diff_pruning_short", "diff_pruning"),
+    "OFA, each size fine-tuned": ("ofa_finetuned",),
+    "Slimmable": ("slimmable",),
+    "Scratch": ("scratch",),
+}
+FAMILY_LOOKS = {"OFA": "ofa", "Diff-Pruning": "diff_pruning", "Slimmable": "slimmable", "Scratch": "scratch"}
+CURRENCIES = {"device_hours": "Device-hours for all sizes", "train_pflop": "Training PFLOP for all sizes"}
+
+
+def ablations(grid: Grid) -> Figure:
+    """Draws every variant's difference from what it varies, with its interval, grouped by factor.
+
+    Raises:
+        MissingRecordsError: No variant has a record.
+    """
+    table = ablations_table(grid) if grid.variants() else None
+    rows = table[table["factor"] != ""] if table is not None else None
+    if rows is None or rows["difference_pct"].isna().all():
+        raise MissingRecordsError(f"the figure ablations: left out, no ablation of at least two seeds; {HOW}")
+    assert table is not None
+    rows = rows[rows["difference_pct"].notna()]
+    references = list(dict.fromkeys(rows["of"]))
+    heights = [len(rows[rows["of"] == reference]) for reference in references]
+    figure = Figure(figsize=(7.0, 1.1 + 0.27 * sum(heights) + 0.5 * len(references)))
+    panels = figure.subplots(len(references), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for axes, reference in zip(panels, references, strict=True):
+        part = rows[rows["of"] == reference].reset_index(drop=True)
+        y = np.arange(len(part))[::-1]
+        middle = part["difference_pct"].to_numpy(float)
+        spread = [middle - part["low_pct"].to_numpy(float), part["high_pct"].to_numpy(float) - middle]
+        clear = (part["low_pct"] > 0) | (part["high_pct"] < 0)
+        for these, colour in ((clear, look_of("ofa").colour), (~clear, "#999999")):
+            axes.errorbar(
+                middle[these], y[these], xerr=[side[these] for side in spread], color=colour, linestyle="none", marker="o", markersize=5
+            )
+        axes.axvline(0, color="#444444", linewidth=1.0, linestyle="--")
+        names = [f"{row.factor}: {row.variant}" if row.factor != "method" else str(row.variant) for row in part.itertuples()]
+        axes.set_yticks(y, names)
+        axes.set_ylim(-0.6, len(part) - 0.4)
+        axes.set_title(f"against {look_of(reference).label}", loc="left")
+    panels[-1].set_xlabel(f"Difference in {grid.metric}, % ({100 * CONFIDENCE:.0f} % interval over seeds; left is better)")
+    return figure
+
+
+def balance(grid: Grid) -> Figure:
+    """Draws, under each sampling law, each size's quality relative to the independently trained net of that size.
+
+    Raises:
+        MissingRecordsError: No law can be held against independent training.
+    """
+    present = [law for law in LAWS if law in grid.of and len(grid.sizes(law, INDEPENDENT)) > 1]
+    if len(present) < 2:
+        raise MissingRecordsError(f"the figure balance: left out, no two sampling laws beside independent training; {HOW}")
+    figure = Figure(figsize=(5.6, 4.2))
+    axes = figure.subplots()
+    for index, law in enumerate(present):
+        label, colour, marker = LAWS[law]
+        sizes, seeds = grid.sizes(law, INDEPENDENT), grid.seeds(law, INDEPENDENT)
+        logs = [[math.log(grid.score(law, seed, size) / grid.score(INDEPENDENT, seed, size)) for seed in seeds] for size in sizes]
+        means = [statistics.fmean(values) for values in logs]
+        errors = [statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0 for values in logs]
+        ratios = np.exp(means)
+        spread = [ratios - np.exp(np.subtract(means, errors)), np.exp(np.add(means, errors)) - ratios]
+        shifted = np.array(sizes) + 0.006 * (index - len(present) / 2)  # so that error bars do not hide one another
+        axes.errorbar(shifted, ratios, yerr=spread, label=label, color=colour, marker=marker, linewidth=2.2 if law == "ofa" else None)
+    axes.axhline(1, color="#444444", linestyle="--", linewidth=1.0, label="trained alone (Diff-Pruning)")
+    axes.set_xticks(sizes)
+    axes.set(xlabel="Size P", ylabel=f"{grid.metric} over that of the size trained alone\n(mean and standard error over seeds)")
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+def quality_vs_cost(grid: Grid) -> Figure:
+    """Draws the mean quality over all sizes against what they cost together, in device-hours and in PFLOP.
+
+    Raises:
+        MissingRecordsError: Fewer than two approaches have all sizes.
+    """
+    sizes = grid.sizes("ofa", INDEPENDENT) if {"ofa", INDEPENDENT} <= grid.of.keys() else []
+    if not sizes:
+        raise MissingRecordsError(
+            f"the figure quality_vs_cost: left out, OFA and {look_of(INDEPENDENT).label} have no size in common; {HOW}"
+        )
+    figure = Figure(figsize=(7.4, 3.9))
+    for axes, (currency, label) in zip(figure.subplots(1, 2, sharey=True), CURRENCIES.items(), strict=True):
+        for family, methods in BUDGETS.items():
+            points = [point for method in methods if (point := grid.point(method, sizes))]
+            if not points:
+                continue
+            hours, pflop, y, error = zip(*points, strict=True)
+            x = hours if currency == "device_hours" else pflop
+            look = look_of(FAMILY_LOOKS.get(family, family))
+            axes.errorbar(x, y, yerr=error, color=look.colour, marker=look.marker, label=family)
+        axes.set(xlabel=label)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+    figure.axes[0].set_ylabel(f"{grid.metric}, geometric mean over sizes\n(lower is better)")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
+    return figure

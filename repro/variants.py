@@ -1,0 +1,108 @@
+"""The variants that the evidence compares: each changes one factor of a method, all else being equal.
+
+A variant is a method with cells of its own whose configuration differs at the keys that it names. One that changes nothing, because the
+configuration has that value already, has no cells.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from repro.config import Config, Network
+from repro.harness.cells import Variant
+from repro.harness.cost import count_macs, pipe_macs
+from repro.harness.denoiser import build_base
+from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.sampling_law import expected_shares
+
+METHOD = "method"  # the factor of a variant that is a method of its own: tables show it beside the others
+DISTILLATION = 0.5
+
+
+def chain(config: Config, count: int) -> tuple[float, ...]:
+    """Returns `count` trained sizes, evenly spaced from the largest to the smallest, with the reported ones among them."""
+    largest, smallest = max(config.sizes.trained), min(config.sizes.trained)
+    even = {round(largest - index * (largest - smallest) / (count - 1), 6) for index in range(count)}
+    return tuple(sorted(even | set(config.sizes.reported), reverse=True))
+
+
+def compute_ratio(config: Config) -> float:
+    """Returns how many times the compute of one joint run the independent runs of all reported sizes take, by analytic training work.
+
+    MACs are taken as affine in P, the same for both sides: whole - (1 - P) * internal.
+    """
+    shares = expected_shares(
+        config.sizes.trained, law=config.sampling_law.law, m=config.sampling_law.m, k=config.sampling_law.sandwich_random
+    )
+    whole, internal = _macs(config.network)
+    joint = sum(share * (whole - (1 - size) * internal) for size, share in shares.items())
+    alone = sum(whole - (1 - size) * internal for size in config.sizes.reported)
+    images = [settings.steps * settings.batch_size for settings in (config.baseline_training, config.ofa_training)]
+    return alone * images[0] / (joint * images[1])
+
+
+@lru_cache
+def _macs(network: Network) -> tuple[float, float]:
+    """Returns the MACs of a base, and those of them that its pipes hold."""
+    with torch.device("meta"):
+        base = build_base(network, seed=0)
+    shape = (network.channels, network.sample_size, network.sample_size)
+    return float(count_macs(base, shape).total), sum(pipe_macs(base, unet2d_pipes(base), shape).values())
+
+
+def _set(**values: Any) -> Callable[[Config], Mapping[str, Any]]:
+    """Returns fixed changes; `section__key` stands for `section.key`."""
+    return lambda _config: {key.replace("__", "."): value for key, value in values.items()}
+
+
+def _ofa(factor: str, label: str, changes: Callable[[Config], Mapping[str, Any]]) -> Variant:
+    return Variant(of="ofa", factor=factor, label=label, changes=changes)
+
+
+# Each has a joint training run of its own.
+TRAINED_ONCE = {
+    "slimmable": _ofa(
+        METHOD,
+        "slimmable: uniform prefix widths, sandwich",
+        _set(allocation__rule="uniform", allocation__ranking="prefix", sampling_law__law="sandwich"),
+    ),
+    "ofa_n7": _ofa("candidate set", "chain of 7", lambda config: {"sizes.trained": chain(config, 7)}),
+    "ofa_n31": _ofa("candidate set", "chain of 31", lambda config: {"sizes.trained": chain(config, 31)}),
+    "ofa_open": _ofa("candidate set", "open", _set(sizes__candidates="open", compute__compile=False)),
+    "ofa_formula5": _ofa("allocation", "formula5", _set(allocation__rule="formula5")),
+    "ofa_uniform": _ofa("allocation", "uniform", _set(allocation__rule="uniform")),
+    "ofa_magnitude": _ofa("ranking", "magnitude", _set(allocation__ranking="magnitude")),
+    "ofa_random": _ofa("ranking", "random", _set(allocation__ranking="random")),
+    "ofa_prefix": _ofa("ranking", "prefix", _set(allocation__ranking="prefix")),
+    "ofa_regroup": _ofa("GroupNorm", "regroup", _set(allocation__groupnorm="regroup")),
+    "ofa_m1": _ofa("sampling law", "linear, m = 1", _set(sampling_law__law="linear", sampling_law__m=1.0)),
+    "ofa_m5": _ofa("sampling law", "linear, m = 5", _set(sampling_law__law="linear", sampling_law__m=5.0)),
+    "ofa_weighted": _ofa("sampling law", "loss weights, m = 3", _set(sampling_law__law="weighted", sampling_law__m=3.0)),
+    "ofa_sandwich": _ofa("sampling law", "sandwich", _set(sampling_law__law="sandwich")),
+    "ofa_distilled": _ofa("distillation", "from the base, half the loss", _set(ofa_training__distillation=DISTILLATION)),
+    "ofa_long": _ofa(
+        "budget",
+        "the compute of all independent runs",
+        lambda config: {"ofa_training.steps": max(1, round(compute_ratio(config) * config.ofa_training.steps))},
+    ),
+}
+# Each trains every size alone, as diff_pruning does.
+TRAINED_ALONE = {
+    "diff_pruning_t0": Variant(of="diff_pruning", factor="threshold", label="0", changes=_set(pruning__threshold=0.0)),
+    "diff_pruning_t02": Variant(of="diff_pruning", factor="threshold", label="0.02", changes=_set(pruning__threshold=0.02)),
+    "diff_pruning_distilled": Variant(
+        of="diff_pruning",
+        factor="distillation",
+        label="from the base, half the loss",
+        changes=_set(baseline_training__distillation=DISTILLATION),
+    ),
+    "diff_pruning_short": Variant(
+        of="diff_pruning",
+        factor="budget",
+        label="the compute of one joint run, shared by all sizes",
+        changes=lambda config: {"baseline_training.steps": max(1, round(config.baseline_training.steps / compute_ratio(config)))},
+    ),
+}
+FINETUNED = _ofa("fine-tune", "each size after its extraction", _set())
