@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from paper_figures.cells import MissingRecordsError
+from paper_figures.cells import Cell, MissingRecordsError, sort_key
 from paper_figures.evidence import INDEPENDENT, Grid, Interval, interval, percent, verdict
 from paper_figures.look import look_of
 from paper_figures.markup import latex, markdown
@@ -18,6 +18,18 @@ from repro.harness.storage import write_atomically
 
 COST_FACTOR = 2.0  # "far less" is at most half
 QUALITY_MARGIN_PCT = 10.0  # "satisfactory" is at most this much worse
+FACTORS = (
+    "method",
+    "candidate set",
+    "allocation",
+    "ranking",
+    "GroupNorm",
+    "sampling law",
+    "budget",
+    "fine-tune",
+    "distillation",
+    "threshold",
+)
 HOW = "run `nox -s evidence`"
 
 
@@ -152,8 +164,8 @@ def claims_table(grid: Grid) -> pd.DataFrame:
 
 def ablations_table(grid: Grid) -> pd.DataFrame:
     """Returns one row for each variant, and for each method that one is held against; a column of quality for each size."""
-    variants = grid.variants()
-    references = list(dict.fromkeys(cell.variant.of for cell in variants.values() if cell.variant))
+    variants = dict(sorted(grid.variants().items(), key=lambda item: (_factor_order(item[1]), item[0])))
+    references = sorted({cell.variant.of for cell in variants.values() if cell.variant}, key=lambda method: sort_key(method, None))
     rows = []
     for reference in references:
         if reference in grid.of:
@@ -162,6 +174,12 @@ def ablations_table(grid: Grid) -> pd.DataFrame:
             if cell.variant and cell.variant.of == reference:
                 rows.append(_row(grid, method, reference, cell.variant.factor, cell.variant.label))
     return pd.DataFrame(rows)
+
+
+def _factor_order(cell: Cell) -> tuple[int, str]:
+    """Orders variants by factor: known ones first, others after them by name."""
+    factor = cell.variant.factor if cell.variant else ""
+    return FACTORS.index(factor) if factor in FACTORS else len(FACTORS), factor
 
 
 def _row(grid: Grid, method: str, reference: str, factor: str, label: str) -> dict[str, object]:
@@ -209,7 +227,7 @@ def write_claims(folder: Path, records: Sequence[Record]) -> list[Path]:
         ("claims", claims_table(grid), *_printable_claims(grid), f"Claims, on the experiment {records[0]['experiment']}"),
         ("ablations", ablations_table(grid), *_printable_ablations(grid), f"Ablations of the experiment {records[0]['experiment']}"),
     ):
-        texts = {"csv": table.to_csv(index=False, lineterminator="\n"), "md": markdown(shown, notes, title)}
+        texts = {"csv": table.to_csv(index=False, lineterminator="\n"), "md": markdown(shown, notes, title, left=3)}
         texts["tex"] = latex(shown, notes, title, label=f"tab:{name}")
         for suffix, text in texts.items():
             paths.append(folder / "tables" / f"{name}.{suffix}")
@@ -221,7 +239,7 @@ def claims_text(records: Sequence[Record]) -> str:
     """Returns the table of claims for the terminal."""
     grid = Grid(records)
     shown, notes = _printable_claims(grid)
-    return markdown(shown, notes, "Claims")
+    return markdown(shown, notes, "Claims", left=3)
 
 
 def _printable_claims(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
@@ -233,14 +251,14 @@ def _printable_claims(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
             "Measured": table["measure"].str.replace("FID", grid.metric or "FID"),
             "Estimate": [_amount(row.estimate, row.unit) for row in table.itertuples()],
             "95 % interval": [_range(row.low, row.high, row.unit) for row in table.itertuples()],
-            "Holds if": [f"{row.holds_if} {_amount(row.boundary, row.unit)}" for row in table.itertuples()],
+            "Holds if": [f"{row.holds_if} {row.boundary:g} {row.unit}".replace(" log-%", "") for row in table.itertuples()],
             "Seeds": table["n_seeds"].astype(str),
             "Verdict": table["verdict"],
         }
     )
     return shown, [
         "Differences are paired over seeds; % is relative to what comes second, geometric mean over the reported sizes, negative is better",
-        "Imbalance: | ln r(smallest) - ln r(largest) |, r the quality over that of the independently trained net of that size",
+        "Imbalance: 100 times the absolute value of ln r(smallest) - ln r(largest), r the quality over that of the size trained alone",
         "The rule was stated before the runs: results/README.md. One base; 95 % intervals of Student's t, each on its own",
         *_noise_notes(grid),
     ]
@@ -279,7 +297,7 @@ def _printable_ablations(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
     shown["PFLOP"] = ["" if pd.isna(value) else f"{value:.4f}" for value in table["train_pflop"]]
     shown["Seeds"] = table["n_seeds"].astype(str)
     return shown, [
-        f"P = ...: {grid.metric}, mean over seeds ± standard error. Difference: against the default row above, as in the table of claims",
+        f"P: {grid.metric}, mean over seeds ± standard error. Difference: against the default row above, as in the table of claims",
         "Size error: a realised size less its P, the largest. Device-hours and PFLOP: for all sizes together, without evaluation",
     ]
 

@@ -62,7 +62,7 @@ def ablations(grid: Grid) -> Figure:
         axes.set_yticks(y, names)
         axes.set_ylim(-0.6, len(part) - 0.4)
         axes.set_title(f"against {look_of(reference).label}", loc="left")
-    panels[-1].set_xlabel(f"Difference in {grid.metric}, % ({100 * CONFIDENCE:.0f} % interval over seeds; left is better)")
+    figure.supxlabel(f"Difference in {grid.metric}, % ({100 * CONFIDENCE:.0f} % interval over seeds; left is better)", fontsize=9)
     return figure
 
 

@@ -54,12 +54,12 @@ def printable(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return shown, [*notes, reading, *([rows + "; ".join(same)] if same else [])]
 
 
-def markdown(shown: pd.DataFrame, notes: Sequence[str], title: str) -> str:
-    """Writes a table of strings as Markdown, its columns aligned for reading as plain text too."""
+def markdown(shown: pd.DataFrame, notes: Sequence[str], title: str, *, left: int = 1) -> str:
+    """Writes a table of strings as Markdown, its columns aligned for reading as plain text too: the first `left` ones to the left."""
     cells = [[_markdown_text(text) for text in row] for row in [list(shown.columns), *shown.to_numpy().tolist()]]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["| " + " | ".join(_aligned(row, widths)) + " |" for row in cells]
-    rule = "| " + " | ".join("-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)) + " |"
+    lines = ["| " + " | ".join(_aligned(row, widths, left)) + " |" for row in cells]
+    rule = "| " + " | ".join("-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)) + " |"
     footer = "".join(f"\n- {_markdown_text(note)}." for note in notes)
     return f"# {_markdown_text(title)}\n\n" + "\n".join([lines[0], rule, *lines[1:]]) + f"\n{footer}\n"
 
@@ -142,5 +142,5 @@ def _markdown_text(text: str) -> str:
     return text.replace("|", r"\|").replace("\n", " ")
 
 
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(zip(row, widths, strict=True))]
+def _aligned(row: Sequence[str], widths: Sequence[int], left: int) -> list[str]:
+    return [text.ljust(width) if i < left else text.rjust(width) for i, (text, width) in enumerate(zip(row, widths, strict=True))]

@@ -74,6 +74,24 @@ def check_sizes(experiment: Experiment) -> None:
     plan_of(experiment, base, equal_importance(base))
 
 
+def check_shares(config: Config) -> None:
+    """Makes sure that the subnets of a step can share its batch out evenly.
+
+    Raises:
+        ReproError: They cannot.
+    """
+    law, batch_size = config.sampling_law, config.ofa_training.batch_size
+    if config.sizes.candidates == "open":
+        return
+    count = len(draw_sizes(config.sizes.trained, law=law.law, m=law.m, sandwich_random=law.sandwich_random, seed=0, step=0))
+    if batch_size // distributed.ranks() % count:
+        raise ReproError(
+            f"ofa_training.batch_size: the {count} subnets of a {law.law} step cannot share {batch_size} images among "
+            f"{distributed.ranks()} rank(s) evenly; make it a multiple of {count * distributed.ranks()}, or change "
+            "sampling_law.sandwich_random"
+        )
+
+
 def equal_importance(base: nn.Module) -> Importance:
     """Returns the same importance for every channel."""
     return {pipe.name: torch.ones(pipe.width) for pipe in unet2d_pipes(base)}
@@ -155,7 +173,6 @@ def _make_joint(experiment: Experiment, cell: Cell, clock: Clock, report: CellPr
         draws = _open_set(experiment, supernet, scores, cell.seed)
     else:
         draws = _chain(experiment, supernet, cell.seed)
-        _check_shares(config)
 
     def loss(module: nn.Module, batch: NoisyBatch, step: int) -> Tensor:
         drawn = draws(step)
@@ -209,20 +226,6 @@ def _open_set(experiment: Experiment, supernet: Supernet, scores: Importance, se
         return [Draw(subnet=kept, macs=whole - sum(shares[name] * (1 - width / units[name]) for name, width in widths.items()))]
 
     return draws
-
-
-def _check_shares(config: Config) -> None:
-    """Makes sure that the subnets of a step can share its batch out evenly."""
-    law = config.sampling_law
-    if law.law != "sandwich":
-        return
-    count = len(draw_sizes(config.sizes.trained, law=law.law, m=law.m, sandwich_random=law.sandwich_random, seed=0, step=0))
-    if config.ofa_training.batch_size // distributed.ranks() % count:
-        raise ReproError(
-            f"ofa_training.batch_size: the {count} subnets of a sandwich step cannot share {config.ofa_training.batch_size} images among "
-            f"{distributed.ranks()} rank(s) evenly; make it a multiple of {count * distributed.ranks()}, or change "
-            "sampling_law.sandwich_random"
-        )
 
 
 def _losses(experiment: Experiment, base: nn.Module, settings: Training) -> tuple[Callable[[Predict, NoisyBatch], Tensor], float]:

@@ -16,6 +16,7 @@ from repro.harness.inception import LAYERS, inception_layer
 from repro.harness.pretrained import load_pretrained
 from repro.harness.progress import say
 from repro.harness.provenance import device_name
+from repro.methods import check_shares
 from repro.stages import BUDGETS, GB, Stage, stages, unfinished
 from repro.throughput import measure
 
@@ -82,7 +83,7 @@ def _agreed(question: str) -> bool:
 
 
 def _check_ranks(experiment: Experiment, methods: dict[str, Method], cells: list[Cell]) -> None:
-    """Makes sure that every batch which is still to be trained on can be shared by the ranks."""
+    """Makes sure that every batch which is still to be trained on can be shared by the ranks, and by the subnets of a step."""
     config, ranks = experiment.config, distributed.ranks()
     used = {methods[cell.method].budget(config) for cell in cells if not is_made(experiment, cell)}
     in_play = {key: getattr(config, key).batch_size for key in BUDGETS if key in used}
@@ -91,6 +92,9 @@ def _check_ranks(experiment: Experiment, methods: dict[str, Method], cells: list
     for key, batch_size in in_play.items():
         if batch_size % ranks:
             raise ReproError(f"{key}.batch_size: {batch_size} images cannot be shared by {ranks} ranks; make it a multiple of {ranks}")
+    for cell in cells:
+        if methods[cell.method].budget(config) == "ofa_training":
+            check_shares(experiment.config_of(cell))
 
 
 def _check_disk(experiment: Experiment, work: list[Stage], cells: list[Cell]) -> None:

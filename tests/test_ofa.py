@@ -564,7 +564,7 @@ def test_sizes_are_drawn_as_often_as_the_law_says(law, expected):
         assert counts[size] / steps == pytest.approx(probability, abs=4 * standard_error)
 
 
-@pytest.mark.parametrize("law", ["linear", "uniform", "sandwich"])
+@pytest.mark.parametrize("law", ["linear", "uniform", "weighted", "sandwich"])
 def test_the_sizes_of_a_step_depend_on_seed_and_step_alone(law):
     forward = draws(law, 50, sizes=PAPER_SIZES)
     backward = [draw_sizes(PAPER_SIZES, law=law, m=3.0, sandwich_random=2, seed=0, step=step) for step in reversed(range(50))]
@@ -603,5 +603,5 @@ def test_a_sandwich_of_few_sizes_takes_what_there_is():
 
 
 def test_an_unknown_law_is_an_error_that_names_the_known():
-    with pytest.raises(ReproError, match="unknown law 'sandwhich'; use linear, uniform or sandwich"):
+    with pytest.raises(ReproError, match="unknown law 'sandwhich'; use linear, uniform, weighted or sandwich"):
         draws("sandwhich", 1)

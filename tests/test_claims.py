@@ -1,0 +1,331 @@
+"""The verdicts: intervals, the rule, claims and ablations from records whose truth is known, and what the user sees."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from record_factory import SIZES, make_record, quality
+from scipy import stats
+
+from paper_figures import claims, evidence, evidence_plots
+from paper_figures.__main__ import main
+from paper_figures.evidence import Grid, Interval, interval, percent, verdict
+from paper_figures.tables import results_table
+from repro.harness.records import read_records, write_record
+from repro.methods import METHODS
+
+ROOT = Path(__file__).resolve().parents[1]
+SEEDS = (0, 1, 2)
+TRUE = {1.0: 3.0, 0.75: 3.5, 0.5: 5.0, 0.25: 9.0}  # of the default; every method's is a factor on it
+JITTER = {0: 1.00, 1: 1.08, 2: 0.93}  # of a seed, the same for all methods
+OWN = {0: 0.004, 1: -0.003, 2: -0.001}  # of a cell
+
+
+def record_of(method, size, seed, factor):
+    known = METHODS[method].variant
+    variant = None if known is None else {"of": known.of, "factor": known.factor, "label": known.label, "changes": {}}
+    once = method.startswith(("ofa", "slimmable"))
+    joint = "ofa_joint" if method == "ofa_finetuned" else f"{method}_joint"
+    values = [TRUE[size] * JITTER[seed] * factor * math.exp(OWN[seed] + step) for step in (-0.02, 0.02)]
+    return make_record(method, size, seed) | {
+        "variant": variant,
+        "quality": quality(values),
+        "delivered_by": [f"{joint}-seed{seed}"] if once else [],
+        "size": {"realised": size + 0.004, "params": int(1e6 * size), "macs": int(1e7 * size), "macs_torch_pruning": int(1e7 * size)},
+        "training": {"train_pflop": 0.004 * size} if not once or method == "ofa_finetuned" else None,
+    }
+
+
+def records_of(factors, seeds=SEEDS):
+    """Returns the records of methods whose quality is a factor, or a function of the size, times that of the default."""
+    records = [make_record("floor", None), make_record("noise", None)]
+    for method, factor in factors.items():
+        for seed in seeds:
+            records += [record_of(method, size, seed, factor(size) if callable(factor) else factor) for size in SIZES]
+            if method.startswith(("ofa", "slimmable")) and method != "ofa_finetuned":
+                joint = make_record("ofa_joint", None, seed)
+                variant = records[-1]["variant"]
+                records.append(
+                    joint
+                    | {"cell": joint["cell"] | {"name": f"{method}_joint-seed{seed}", "method": f"{method}_joint"}, "variant": variant}
+                )
+    return records
+
+
+WHOLE = {
+    "ofa": 1.0,
+    "diff_pruning": 0.7,
+    "slimmable": 1.4,
+    "ofa_open": 1.2,
+    "ofa_uniform": 0.9,
+    "ofa_random": lambda size: 1.0 + (size - 0.5) / 4,
+    "ofa_m1": lambda size: 0.9 if size == 1 else 1.3 if size == 0.25 else 1.0,
+    "ofa_m5": lambda size: 1.1 if size == 1 else 0.95,
+    "ofa_long": 0.65,
+    "diff_pruning_short": 1.1,
+    "ofa_finetuned": 0.95,
+}
+
+
+def verdicts(factors, seeds=SEEDS):
+    table = claims.claims_table(Grid(records_of(factors, seeds)))
+    return dict(zip(table["key"], table["verdict"], strict=True))
+
+
+# Intervals
+
+
+def test_an_interval_is_students_t():
+    values = [0.1, 0.4, 0.35, 0.2]
+    found = interval(values)
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert (found.mean, found.low, found.high) == pytest.approx((np.mean(values), low, high))
+    assert (found.std_error, found.n_seeds) == (pytest.approx(stats.sem(values)), 4)
+    assert interval([0.1]) is None and interval([]) is None
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says():
+    draws = np.random.default_rng(0).normal(1.0, 0.3, size=(4000, 3))
+    held = sum(found.low <= 1.0 <= found.high for found in map(interval, draws.tolist()))
+    assert held / 4000 == pytest.approx(0.95, abs=0.012)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "boundary", "side", "expected"),
+    [
+        (-3.0, -1.0, 0.0, "below", "supported"),
+        (-3.0, 1.0, 0.0, "below", "undecided"),
+        (1.0, 3.0, 0.0, "below", "contradicted"),
+        (2.5, 3.0, 2.0, "above", "supported"),
+        (1.0, 1.9, 2.0, "above", "contradicted"),
+        (5.0, 9.0, 10.0, "below", "supported"),
+        (0.0, 1.0, 0.0, "below", "undecided"),
+    ],
+)
+def test_a_verdict_follows_from_where_the_whole_interval_lies(low, high, boundary, side, expected):
+    found = Interval(mean=(low + high) / 2, low=low, high=high, std_error=0.1, n_seeds=3)
+    assert verdict(found, boundary, side) == expected
+
+
+def test_fewer_than_three_seeds_decide_nothing():
+    found = Interval(mean=-3.0, low=-3.1, high=-2.9, std_error=0.01, n_seeds=2)
+    assert verdict(found, 0.0, "below") == verdict(None, 0.0, "below") == "undecided"
+
+
+# What is compared
+
+
+def test_differences_are_paired_over_seeds_and_no_size_outweighs_another():
+    grid = Grid(records_of({"ofa": 1.0, "ofa_open": lambda size: 2.0 if size == 0.25 else 1.0}))
+    # Seeds differ by up to 16 %, but a pair shares its seed: what is left is exact.
+    assert grid.log_ratios("ofa", "ofa_open") == pytest.approx([-math.log(2) / 4] * 3)
+    assert percent(math.log(1.1)) == pytest.approx(10)
+
+
+def test_imbalance_is_how_differently_the_smallest_and_the_largest_fare():
+    grid = Grid(records_of({"ofa": lambda size: 1.5 if size == 0.25 else 1.2 if size == 1 else 1.0, "diff_pruning": 0.5}))
+    assert list(grid.imbalances("ofa").values()) == pytest.approx([math.log(1.5 / 1.2)] * 3)
+
+
+def test_costs_pay_the_joint_run_once_and_every_size_alone():
+    grid = Grid(records_of({"ofa": 1.0, "diff_pruning": 0.7, "ofa_finetuned": 0.9}))
+    joint = make_record("ofa_joint", None)
+    extraction = make_record("ofa", 1.0)["cost"]["device_hours"]
+    costs = grid.costs("ofa", SIZES, "device_hours")
+    assert costs == pytest.approx(dict.fromkeys(SEEDS, joint["cost"]["device_hours"] + 4 * extraction))
+    assert grid.costs("diff_pruning", SIZES, "train_pflop") == pytest.approx(dict.fromkeys(SEEDS, 0.004 * sum(SIZES)))
+    both = joint["training"]["train_pflop"] + 0.004 * sum(SIZES)
+    assert grid.costs("ofa_finetuned", SIZES, "train_pflop") == pytest.approx(dict.fromkeys(SEEDS, both))
+    assert grid.costs("ofa", (*SIZES, 0.9), "train_pflop") == {}
+
+
+def test_records_of_another_metric_or_number_of_samples_are_not_compared():
+    records = records_of({"ofa": 1.0, "ofa_open": 1.2})
+    for record in records:
+        if record["cell"]["method"] == "ofa_open" and record["cell"]["seed"] == 2:
+            record["quality"] = quality([0.1, 0.2], n_samples=500)
+    grid = Grid(records)
+    assert (grid.metric, grid.n_samples) == ("fid_classifier", 1797)
+    assert grid.seeds("ofa", "ofa_open") == [0, 1]
+
+
+def test_noise_is_pooled_over_cells():
+    within, between = Grid(records_of(WHOLE)).noise()
+    assert within == pytest.approx(0.02 * math.sqrt(2))
+    assert between == pytest.approx(np.std([math.log(JITTER[seed]) + OWN[seed] for seed in SEEDS], ddof=1), rel=0.01)
+
+
+# Claims
+
+
+def test_verdicts_of_a_known_truth():
+    found = verdicts(WHOLE)
+    assert found == {
+        "a": "supported",  # the open set is 20 % worse
+        "b1": "contradicted",  # uniform is 10 % better
+        "b2": found["b2"],
+        "c": "supported",  # m = 1 favours the largest
+        "d1": found["d1"],
+        "d2": found["d2"],
+        "d3": "contradicted",  # 43 % worse, 10 allowed
+        "d4": "supported",
+        "d5": "supported",
+    }
+
+
+def test_a_difference_within_its_noise_is_undecided():
+    noisy = records_of({"ofa": 1.0, "ofa_open": 1.0})
+    for record in noisy:
+        if record["cell"]["method"] == "ofa_open":
+            shift = {0: 1.3, 1: 0.9, 2: 1.05}[record["cell"]["seed"]]
+            record["quality"] = quality([value * shift for value in record["quality"]["values"]])
+    row = claims.claims_table(Grid(noisy)).set_index("key").loc["a"]
+    assert row["low"] < 0 < row["high"] and row["verdict"] == "undecided"
+
+
+def test_far_less_means_at_most_half():
+    table = claims.claims_table(Grid(records_of({"ofa": 1.0, "diff_pruning": 0.7}))).set_index("key")
+    records = {record["cell"]["name"]: record for record in records_of({"ofa": 1.0, "diff_pruning": 0.7})}
+    alone = sum(records[f"diff_pruning-{size:g}-seed0"]["training"]["train_pflop"] for size in SIZES)
+    once = records["ofa_joint-seed0"]["training"]["train_pflop"]
+    assert table.loc["d2", "estimate"] == pytest.approx(alone / once)
+    assert table.loc["d2", "verdict"] == ("supported" if alone / once > 2 else "contradicted")
+
+
+def test_a_claim_without_records_says_so_and_is_no_verdict():
+    found = verdicts({"ofa": 1.0, "ofa_open": 1.2})
+    assert found["a"] == "supported"
+    assert {found[key] for key in ("b1", "b2", "c", "d1", "d2", "d3", "d4", "d5")} == {"no records"}
+
+
+def test_two_seeds_give_an_estimate_and_no_verdict():
+    table = claims.claims_table(Grid(records_of(WHOLE, seeds=(0, 1)))).set_index("key")
+    assert set(table["verdict"]) == {"undecided"}
+    assert table.loc["a", "estimate"] == pytest.approx(100 * (1 / 1.2 - 1))
+
+
+def test_the_rule_of_the_readme_is_the_one_that_is_applied():
+    text = (ROOT / "results" / "README.md").read_text()
+    rows = dict(re.findall(r"^\| ([a-d][0-9, d]*): .* \| ([^|]+) \|$", text, flags=re.MULTILINE))
+    stated = {key: holds for keys, holds in rows.items() for key in keys.split(", ")}
+    assert stated.keys() == {claim.key for claim in claims.CLAIMS}
+    for claim in claims.CLAIMS:
+        side, number = stated[claim.key].split()[:2]
+        assert (side, float(number)) == (claim.side, claim.boundary), claim.key
+
+
+# Tables and figures
+
+
+def test_ablations_stand_below_their_default_with_every_size(tmp_path):
+    table = claims.ablations_table(Grid(records_of(WHOLE)))
+    assert list(table["of"].drop_duplicates()) == ["ofa", "diff_pruning"]
+    assert table.iloc[0]["method"] == "ofa" and pd.isna(table.iloc[0]["difference_pct"])
+    row = table.set_index("method").loc["ofa_uniform"]
+    assert row["difference_pct"] == pytest.approx(-10)
+    assert row["fid_classifier 0.25"] == pytest.approx(9.0 * 0.9, rel=0.02)
+    assert row["largest_size_error"] == pytest.approx(0.004)
+    assert row["n_seeds"] == 3
+
+
+def test_ablations_are_not_rows_of_the_results_but_a_rival_is():
+    methods = set(results_table(records_of(WHOLE))["method"])
+    assert methods == {"ofa", "slimmable", "diff_pruning", "floor", "noise"}
+
+
+@pytest.mark.parametrize("draw", [evidence_plots.ablations, evidence_plots.balance, evidence_plots.quality_vs_cost])
+def test_figures_are_drawn_from_the_grid(draw):
+    assert isinstance(draw(Grid(records_of(WHOLE))), Figure)
+
+
+def test_balance_shows_quality_over_that_of_the_size_trained_alone():
+    figure = evidence_plots.balance(Grid(records_of(WHOLE)))
+    lines = {container.get_label(): container.lines[0].get_ydata() for container in figure.axes[0].containers}
+    assert lines["linear, m = 3 (the paper's)"] == pytest.approx([1 / 0.7] * 4)
+    assert lines["linear, m = 1"] == pytest.approx([1.3 / 0.7, 1 / 0.7, 1 / 0.7, 0.9 / 0.7])
+
+
+def test_a_grid_without_ablations_has_no_claims(tmp_path, capsys):
+    folder = tmp_path / "digits"
+    for record in records_of({"ofa": 1.0, "diff_pruning": 0.7}):
+        write_record(folder, record | {"samples": None})
+    assert main(["claims", "--results", str(folder)]) == 0
+    assert "claims and ablations: left out, no records of any ablation; run `nox -s evidence`" in capsys.readouterr().out
+    assert not (folder / "tables").exists()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An experiment with every ablation that the tests know."""
+    made = tmp_path_factory.mktemp("claims") / "digits"
+    for record in records_of(WHOLE):
+        write_record(made, record)
+    return made
+
+
+def test_the_command_prints_the_verdicts_and_writes_the_same_bytes_twice(folder, capsys):
+    assert main(["claims", "--results", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"\| a +\| +Restricting the candidates speeds up optimisation +\|.*\| +supported \|", out)
+    assert "Floor (real against real): fid_classifier" in out and "Noise of one value of fid_classifier" in out
+    files = [folder / "tables" / f"{name}.{suffix}" for name in ("claims", "ablations") for suffix in ("csv", "md", "tex")]
+    files += [folder / "figures" / f"{name}.{suffix}" for name in ("ablations", "balance", "quality_vs_cost") for suffix in ("pdf", "png")]
+    before = [path.read_bytes() for path in files]
+    assert main(["claims", "--results", str(folder)]) == 0
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_the_csv_holds_what_the_table_shows(folder):
+    main(["claims", "--results", str(folder)])
+    table = pd.read_csv(folder / "tables" / "claims.csv").set_index("key")
+    shown = (folder / "tables" / "claims.md").read_text()
+    assert f"{table.loc['a', 'estimate']:+.1f} %" in shown
+    assert f"{table.loc['d1', 'low']:.2f} x .. {table.loc['d1', 'high']:.2f} x" in shown
+
+
+def test_the_overhead_shows_both_fair_comparisons(folder, capsys):
+    assert main(["overhead", "--results", str(folder)]) == 0
+    out = capsys.readouterr().out
+    for words in ("equal images per size", "that of all independent runs", "that of one joint run", "OFA, trained longer"):
+        assert words in out
+
+
+# The committed records
+
+
+def test_the_committed_evidence_is_redrawn_in_seconds_and_is_as_committed(tmp_path):
+    records = ROOT / "results" / "digits"
+    copy = tmp_path / "digits"
+    for record in read_records(records):
+        write_record(copy, record)
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "paper_figures", "claims", "--results", str(copy)], check=False, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - begun < 30
+    for name in ("claims", "ablations"):
+        for suffix in ("csv", "md", "tex"):
+            assert (copy / "tables" / f"{name}.{suffix}").read_bytes() == (records / "tables" / f"{name}.{suffix}").read_bytes()
+
+
+def test_every_claim_is_decided_or_not_by_three_seeds_of_committed_records():
+    table = pd.read_csv(ROOT / "results" / "digits" / "tables" / "claims.csv")
+    assert (table["n_seeds"] >= evidence.LEAST_SEEDS).all()
+    assert set(table["verdict"]) <= {"supported", "contradicted", "undecided"}
+    assert table["low"].notna().all() and table["high"].notna().all()
+
+
+def test_committed_records_are_of_one_device_and_of_clean_commits():
+    records = read_records(ROOT / "results" / "digits")
+    assert len({(record["cost"]["device_name"], record["cost"]["threads_per_rank"]) for record in records}) == 1
+    assert not any(record["provenance"]["git_dirty"] for record in records)
+    assert json.dumps(records).count('"failed"') == 0
