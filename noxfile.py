@@ -22,7 +22,10 @@ HAS_PROJECT = "import importlib.metadata as m, torch; m.distribution('ofa-diffus
 EVIDENCE = (
     ("floor,noise,base,untrained,untrained_random,random,slimmable,ofa_finetuned,ofa_long", ("--seeds", "0,1,2")),
     ("ofa,ofa_open,ofa_uniform,ofa_random,ofa_m1,diff_pruning,diff_pruning_short", ("--seeds", "0,1,2,3,4")),
-    ("ofa_n7,ofa_n31,ofa_formula5,ofa_magnitude,ofa_prefix,ofa_regroup,ofa_m5,ofa_weighted,ofa_sandwich,ofa_distilled", ("--seeds", "0,1,2")),
+    (
+        "ofa_n7,ofa_n31,ofa_formula5,ofa_magnitude,ofa_prefix,ofa_regroup,ofa_m5,ofa_weighted,ofa_sandwich,ofa_distilled",
+        ("--seeds", "0,1,2"),
+    ),
     ("diff_pruning_t0,diff_pruning_t02,diff_pruning_distilled", ("--seeds", "0,1,2", "--sizes", "0.5")),
 )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from paper_figures.cells import MissingRecordsError
-from paper_figures.claims import claims_text, write_claims
+from paper_figures.evidence_tables import claims_text, write_claims
 from paper_figures.literature import Literature, literature_beside
 from paper_figures.markup import markdown, printable
 from paper_figures.overhead import write_overhead

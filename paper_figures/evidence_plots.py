@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from paper_figures.cells import MissingRecordsError
-from paper_figures.claims import HOW, ablations_table
 from paper_figures.evidence import CONFIDENCE, INDEPENDENT, Grid
+from paper_figures.evidence_tables import HOW, ablations_table
 from paper_figures.look import look_of
 
 LAWS = {

@@ -24,6 +24,7 @@ DEFAULT_METHODS = ("floor", "noise", "base", "untrained", "untrained_random", "o
 EPILOG = """examples:
   python -m repro run                                     the whole comparison on handwritten digits, about 15 minutes on two cores
   python -m repro run --methods ofa --sizes 0.5           one cell, and what it needs
+  python -m repro run --methods ofa_open --seeds 0,1,2    an ablation; README, "What is compared", lists them
   python -m repro estimate --config cifar10               what it would take, here and on other devices
   python -m repro run --set ofa_training.steps=2000 --results results/local-2000 --runs runs-2000
   python -m repro status                                  what is done, running, interrupted, failed, missing
@@ -100,7 +101,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_options(name: str, verb: argparse.ArgumentParser) -> None:
     if name in ("run", "estimate", "status"):
-        verb.add_argument("--methods", type=_names, metavar="A,B", help=f"methods (default: {','.join(DEFAULT_METHODS)}; status: all)")
+        verb.add_argument(
+            "--methods",
+            type=_names,
+            metavar="A,B",
+            help=f"methods (default: {','.join(DEFAULT_METHODS)}; status: all but ablations not begun)",
+        )
         verb.add_argument("--sizes", type=_floats, metavar="P,Q", help="sizes (default: all that the configuration reports)")
         verb.add_argument("--seeds", type=_integers, default=[0], metavar="K,L", help="seeds (default: 0)")
     if name == "run":
@@ -149,7 +155,7 @@ def _planned(options: argparse.Namespace) -> tuple["Experiment", dict[str, "Meth
     """Returns what `_experiment` does, and the cells that were asked for."""
     experiment, methods = _experiment(options)
     from repro.harness.cells import plan_cells
-    from repro.methods import check_sizes
+    from repro.planning import check_sizes
 
     names = _known(options.methods or list(DEFAULT_METHODS), list(methods))
     cells = plan_cells(experiment.config, methods, names, options.sizes, options.seeds)
@@ -161,7 +167,9 @@ def _status(options: argparse.Namespace) -> int:
     experiment, methods = _experiment(options)
     from repro.harness.cells import plan_cells, state_of
 
-    names = _known(options.methods or list(methods), list(methods))
+    begun = {path.stem.partition("-")[0] for folder in (experiment.results, experiment.runs) for path in folder.glob("*-seed*")}
+    own = [name for name, method in methods.items() if method.variant is None or name in begun]
+    names = _known(options.methods or own, list(methods))
     rows = []
     for cell in plan_cells(experiment.config, methods, names, options.sizes, options.seeds):
         state, remark = state_of(experiment, cell)

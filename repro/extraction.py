@@ -8,7 +8,7 @@ from repro.harness.cost import count_macs, count_params
 from repro.harness.denoiser import save_denoiser
 from repro.harness.diffusion import sampling_scheduler
 from repro.harness.records import Record
-from repro.methods import joint_cell, load_supernet
+from repro.joint import joint_cell, load_supernet
 
 CARD = """---
 library_name: diffusers

@@ -16,7 +16,7 @@ from repro.harness.inception import LAYERS, inception_layer
 from repro.harness.pretrained import load_pretrained
 from repro.harness.progress import say
 from repro.harness.provenance import device_name
-from repro.methods import check_shares
+from repro.joint import check_shares
 from repro.stages import BUDGETS, GB, Stage, stages, unfinished
 from repro.throughput import measure
 

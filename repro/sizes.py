@@ -17,9 +17,9 @@ from repro.harness.denoiser import build_base, channel_widths
 from repro.harness.distributed import device
 from repro.harness.experiment import is_made, load_model
 from repro.harness.progress import say
-from repro.methods import equal_importance, params_at, plan_of, score_base
 from repro.ofa.pipes import unet2d_pipes
 from repro.ofa.supernet import Supernet
+from repro.planning import equal_importance, params_at, plan_of, score_base
 
 FOOTNOTE = "* evaluated and reported. MACs: one forward pass on one image, with attention's matrix products, and without."
 PRUNED = "Independent pruning to the same parameter size (the whole network, so that its MACs differ)"

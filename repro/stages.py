@@ -17,9 +17,9 @@ from repro.harness.classifier_network import Classifier
 from repro.harness.cost import count_macs, pipe_macs, train_pflop
 from repro.harness.denoiser import build_base
 from repro.harness.experiment import is_made
-from repro.methods import equal_importance, params_at, plan_of
 from repro.ofa.pipes import unet2d_pipes
 from repro.ofa.sampling_law import expected_shares
+from repro.planning import equal_importance, params_at, plan_of
 
 # MACs of one image at 299 x 299 up to the layer: torch-fidelity 0.4.0's network under torch's FlopCounterMode on the meta device.
 INCEPTION_MACS = {"fid": 5_711_168_096, "fid768": 4_709_229_152}

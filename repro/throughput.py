@@ -21,9 +21,9 @@ from repro.harness.denoiser import build_base
 from repro.harness.diffusion import NoisyBatch, NoisyBatches, image_losses, noise_schedule, predictor, sample_pixels
 from repro.harness.provenance import device_name, peak_memory_gib, reset_peak_memory
 from repro.harness.training import Run, train
-from repro.methods import equal_importance, plan_of
 from repro.ofa.pipes import unet2d_pipes
 from repro.ofa.supernet import Supernet
+from repro.planning import equal_importance, plan_of
 
 CPU_STEP_FLOP = 8e10  # about a second on two cores
 SAMPLER_STEPS = 2

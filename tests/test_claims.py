@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from record_factory import SIZES, make_record, quality
 from scipy import stats
 
-from paper_figures import claims, evidence, evidence_plots
+from paper_figures import claims, evidence, evidence_plots, evidence_tables
 from paper_figures.__main__ import main
 from paper_figures.evidence import Grid, Interval, interval, percent, verdict
 from paper_figures.tables import results_table
@@ -226,7 +226,7 @@ def test_the_rule_of_the_readme_is_the_one_that_is_applied():
 
 
 def test_ablations_stand_below_their_default_with_every_size(tmp_path):
-    table = claims.ablations_table(Grid(records_of(WHOLE)))
+    table = evidence_tables.ablations_table(Grid(records_of(WHOLE)))
     assert list(table["of"].drop_duplicates()) == ["ofa", "diff_pruning"]
     assert table.iloc[0]["method"] == "ofa" and pd.isna(table.iloc[0]["difference_pct"])
     row = table.set_index("method").loc["ofa_uniform"]

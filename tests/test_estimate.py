@@ -18,10 +18,11 @@ from repro.harness.cost import count_macs, count_params
 from repro.harness.denoiser import build_base
 from repro.harness.places import Places
 from repro.harness.records import write_record
-from repro.methods import METHODS, equal_importance, plan_of
+from repro.methods import METHODS
 from repro.ofa.pipes import unet2d_pipes
 from repro.ofa.sampling_law import draw_sizes, expected_shares
 from repro.ofa.supernet import Supernet
+from repro.planning import equal_importance, plan_of
 from repro.stages import Stage, costs_of, unfinished
 from repro.throughput import Rate, Throughput, fit, measure
 

@@ -1,0 +1,187 @@
+"""Training once: the joint run of a supernet, on a chain of sizes or an open set, and the subnets that are taken out of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repro.config import Config
+from repro.errors import ReproError
+from repro.harness import distributed
+from repro.harness.cells import Cell, Experiment, Product, base_cell
+from repro.harness.clock import Clock
+from repro.harness.cost import count_macs, pipe_macs
+from repro.harness.denoiser import build_base, set_dropout
+from repro.harness.diffusion import NoisyBatch, predictor
+from repro.harness.experiment import load_model, train_cell
+from repro.harness.progress import CellProgress
+from repro.ofa.allocation import Plan, floor_units, kept_channels, rankings
+from repro.ofa.importance import Importance
+from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.sampling_law import draw_sizes, draw_widths, loss_weight
+from repro.ofa.supernet import Supernet
+from repro.planning import plan_of, ranking_scores, score_base, size_of
+from repro.single import losses_of, train_alone
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """A subnet that a step trains.
+
+    Attributes:
+        subnet: What the supernet is called with.
+        macs: Of one forward pass on one image.
+        weight: The factor on its loss.
+    """
+
+    subnet: Any
+    macs: float
+    weight: float = 1.0
+
+
+def joint_cell(cell: Cell, method: str = "ofa") -> Cell:
+    """Returns the joint training run of a method that trains once, at the seed of a cell."""
+    return Cell(method=f"{method}_joint", size=None, seed=cell.seed)
+
+
+def check_shares(config: Config) -> None:
+    """Makes sure that the subnets of a step can share its batch out evenly.
+
+    Raises:
+        ReproError: They cannot.
+    """
+    law, batch_size = config.sampling_law, config.ofa_training.batch_size
+    if config.sizes.candidates == "open":
+        return
+    count = len(draw_sizes(config.sizes.trained, law=law.law, m=law.m, sandwich_random=law.sandwich_random, seed=0, step=0))
+    if batch_size // distributed.ranks() % count:
+        raise ReproError(
+            f"ofa_training.batch_size: the {count} subnets of a {law.law} step cannot share {batch_size} images among "
+            f"{distributed.ranks()} rank(s) evenly; make it a multiple of {count * distributed.ranks()}, or change "
+            "sampling_law.sandwich_random"
+        )
+
+
+def load_supernet(experiment: Experiment, joint: Cell) -> Supernet:
+    """Loads a trained supernet.
+
+    Raises:
+        ReproError: The joint training has not been run here, or its files are damaged.
+    """
+    base = load_model(experiment, joint)
+    path = experiment.folder(joint) / PLAN
+    try:
+        plan = Plan.from_json(path.read_text())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReproError(f"{path}: not a readable plan ({error}); delete the folder {path.parent} and run the command again") from error
+    return Supernet(base, unet2d_pipes(base), plan).eval()
+
+
+def make_joint(experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress) -> Product:
+    """Trains the supernet: one run for all sizes."""
+    config, settings = experiment.config, experiment.config.ofa_training
+    base = load_model(experiment, base_cell(config)).to(distributed.device())
+    pipes = unet2d_pipes(base)
+    with clock.phase("importance"):
+        importance = score_base(experiment, base, cell.seed)
+        scores = ranking_scores(experiment, base, importance, cell.seed)
+        plan = plan_of(experiment, base, importance, scores)
+    losses, taught = losses_of(experiment, base, settings)
+    set_dropout(base, settings.dropout)
+    supernet = Supernet(base, pipes, plan)
+    if config.sizes.candidates == "open":
+        draws = _open_set(experiment, supernet, scores, cell.seed)
+    else:
+        draws = _chain(experiment, supernet, cell.seed)
+
+    def loss(module: nn.Module, batch: NoisyBatch, step: int) -> Tensor:
+        drawn = draws(step)
+        shared = zip(drawn, batch.shares(len(drawn)), strict=True)
+        return torch.stack([draw.weight * losses(predictor(module, draw.subnet), part).mean() for draw, part in shared]).mean()
+
+    def macs(step: int) -> float:
+        drawn = draws(step)
+        return sum(draw.macs for draw in drawn) / len(drawn) + taught
+
+    training = train_cell(
+        experiment,
+        cell,
+        supernet,
+        settings,
+        loss=loss,
+        macs=macs,
+        clock=clock,
+        report=report,
+        parts=supernet.skeletons,
+        warm_up=_first_steps(draws, supernet.sizes, settings.steps) if config.compute.compile else (),
+    )
+    return Product(model=base, training=training, files={PLAN: plan.to_json().encode()})
+
+
+def _chain(experiment: Experiment, supernet: Supernet, seed: int) -> Callable[[int], list[Draw]]:
+    """Returns what a step trains where the candidates are the chain of the trained sizes (the paper's restricted set)."""
+    law = experiment.config.sampling_law
+    macs = {size: count_macs(supernet.extract(size), experiment.image_shape).total for size in supernet.sizes}
+
+    def draws(step: int) -> list[Draw]:
+        sizes = draw_sizes(supernet.sizes, law=law.law, m=law.m, sandwich_random=law.sandwich_random, seed=seed, step=step)
+        return [Draw(subnet=size, macs=macs[size], weight=loss_weight(size, supernet.sizes, law=law.law, m=law.m)) for size in sizes]
+
+    return draws
+
+
+def _open_set(experiment: Experiment, supernet: Supernet, scores: Importance, seed: int) -> Callable[[int], list[Draw]]:
+    """Returns what a step trains where every pipe has a random width of its own at every step, its channels by the same ranking."""
+    pipes = unet2d_pipes(supernet.base)
+    order = rankings(pipes, scores, groupnorm=experiment.config.allocation.groupnorm)
+    units = {pipe.name: pipe.units for pipe in pipes}
+    floors = {pipe.name: floor_units(pipe, experiment.config.allocation.floor) for pipe in pipes}
+    with torch.device("meta"):
+        base = build_base(experiment.config.network, seed=0)
+    whole, shares = count_macs(base, experiment.image_shape).total, pipe_macs(base, pipes, experiment.image_shape)
+
+    def draws(step: int) -> list[Draw]:
+        widths = draw_widths(units, floors, seed=seed, step=step)
+        kept = {name: torch.tensor(kept_channels(order[name], width), device=distributed.device()) for name, width in widths.items()}
+        return [Draw(subnet=kept, macs=whole - sum(shares[name] * (1 - width / units[name]) for name, width in widths.items()))]
+
+    return draws
+
+
+def _first_steps(draws: Callable[[int], list[Draw]], sizes: tuple[float, ...], steps: int) -> tuple[int, ...]:
+    """Returns the first step of each size."""
+    first: dict[float, int] = {}
+    for step in range(steps):
+        for draw in draws(step):
+            first.setdefault(draw.subnet, step)
+        if len(first) == len(sizes):
+            break
+    return tuple(sorted(set(first.values())))
+
+
+def make_subnet(method: str, experiment: Experiment, cell: Cell, _clock: Clock, _report: CellProgress) -> Product:
+    """Extracts a size from the trained supernet of a method."""
+    supernet = load_supernet(experiment, joint_cell(cell, method))
+    model = extracted(supernet, cell)
+    return Product(model=model, realised=size_of(supernet.base, model))
+
+
+def make_finetuned(experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress) -> Product:
+    """Extracts a size from OFA's trained supernet and trains it on, alone."""
+    supernet = load_supernet(experiment, joint_cell(cell))
+    model = extracted(supernet, cell)
+    settings = experiment.config.finetuning
+    set_dropout(model, settings.dropout)
+    base = load_model(experiment, base_cell(experiment.config))
+    training = train_alone(experiment, cell, model, settings, clock, report, base)
+    return Product(model=model, training=training, realised=size_of(supernet.base, model))
+
+
+def extracted(supernet: Supernet, cell: Cell) -> Any:
+    """Returns the subnet of a cell's size as a network of its own."""
+    assert cell.size is not None, cell.name
+    return supernet.extract(cell.size)

@@ -1,0 +1,76 @@
+"""From a base to a plan: how its channels are scored and ranked, and what a size comes to in parameters."""
+
+import torch
+from torch import nn
+
+from repro.harness import distributed
+from repro.harness.cells import Experiment
+from repro.harness.cost import count_params
+from repro.harness.denoiser import build_base
+from repro.harness.diffusion import NoisyBatches, image_losses, predictor
+from repro.harness.randomness import derive_seed
+from repro.ofa.allocation import Plan, make_plan
+from repro.ofa.importance import Importance, other_scores, pipe_importance
+from repro.ofa.pipes import unet2d_pipes
+
+
+def score_base(experiment: Experiment, base: nn.Module, seed: int) -> Importance:
+    """Scores the channels of a base on training images without augmentation (paper, Formula 4)."""
+    settings = experiment.config.importance
+    batches = NoisyBatches(experiment.images, experiment.schedule, batch_size=settings.batch_size, seed=seed, device=distributed.device())
+    steps = range(max(1, settings.images // settings.batch_size))
+    return pipe_importance(
+        base, unet2d_pipes(base), (batches(step) for step in steps), lambda model, batch: image_losses(predictor(model), batch)
+    )
+
+
+def equal_importance(base: nn.Module) -> Importance:
+    """Returns the same importance for every channel."""
+    return {pipe.name: torch.ones(pipe.width) for pipe in unet2d_pipes(base)}
+
+
+def plan_of(experiment: Experiment, base: nn.Module, importance: Importance, scores: Importance | None = None) -> Plan:
+    """Computes the plan of a base for the trained sizes; `scores` rank the channels where the importances do not."""
+    settings = experiment.config.allocation
+    return make_plan(
+        unet2d_pipes(base),
+        importance,
+        experiment.config.sizes.trained,
+        params_base=count_params(base.parameters()),
+        rule=settings.rule,
+        floor=settings.floor,
+        scores=scores,
+        groupnorm=settings.groupnorm,
+    )
+
+
+def ranking_scores(experiment: Experiment, base: nn.Module, importance: Importance, seed: int) -> Importance:
+    """Returns what ranks the channels of every pipe: the importances, or what stands in for them."""
+    ranking = experiment.config.allocation.ranking
+    return importance if ranking == "importance" else other_scores(base, unet2d_pipes(base), ranking, derive_seed("ranking", seed))
+
+
+def check_sizes(experiment: Experiment) -> None:
+    """Makes sure that the plan can reach every trained size, before anything is trained.
+
+    Raises:
+        ReproError: It cannot; names the smallest size that it can.
+    """
+    with torch.device("meta"):
+        base = build_base(experiment.config.network, seed=0)
+    plan_of(experiment, base, equal_importance(base))
+
+
+def internal_params(base: nn.Module) -> int:
+    """Returns how many of a base's parameters its pipes hold."""
+    return sum(pipe.units * pipe.params_per_unit for pipe in unet2d_pipes(base))
+
+
+def params_at(base: nn.Module, size: float) -> int:
+    """Returns the parameter size that P names: params_fixed + P * params_internal."""
+    return round(count_params(base.parameters()) - (1 - size) * internal_params(base))
+
+
+def size_of(base: nn.Module, model: nn.Module) -> float:
+    """Returns the size P that a network's parameters amount to, the inverse of `params_at`."""
+    return 1 - (count_params(base.parameters()) - count_params(model.parameters())) / internal_params(base)
