@@ -20,13 +20,13 @@ Image = npt.NDArray[np.float64]
 
 
 def samples(folder: Path, records: Sequence[Record]) -> Figure:
-    """Draws the sample strips of every cell of the lowest seed, at most ten images a row.
+    """Draws the sample strips of every cell of the lowest seed but of ablations, at most ten images a row.
 
     Raises:
         MissingRecordsError: No record names a strip that exists.
         ReproError: A strip is unreadable or is not of the recorded shape.
     """
-    cells = [cell for cell in cells_of(records) if cell.done and cell.strip]
+    cells = [cell for cell in cells_of(records) if cell.done and cell.own and cell.strip]
     first_seed = min((cell.seed for cell in cells), default=0)
     cells = [cell for cell in cells if cell.seed == first_seed and cell.strip and (folder / cell.strip.file).is_file()]
     if not cells:

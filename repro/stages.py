@@ -167,6 +167,8 @@ def _training(config: Config, method: Method, cells: list[Cell], costs: Costs) -
     images = settings.steps * settings.batch_size
     law = config.sampling_law
     joint = expected_shares(config.sizes.trained, law=law.law, m=law.m, k=law.sandwich_random)
+    if config.sizes.candidates == "open":  # every width alike, from the floor to the whole: on average the middle
+        joint = {max(config.sizes.trained): 0.5, min(config.sizes.trained): 0.5}
     shares = [joint if cell.size is None else {cell.size: 1.0} for cell in cells]
     taught = costs.macs[1.0] / 3 if settings.distillation else 0.0
     return Stage(

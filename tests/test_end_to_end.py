@@ -35,7 +35,7 @@ CELLS = (
 )
 KEYS = {
     *("schema_version", "experiment", "trial", "cell", "status", "reason", "delivered_by", "starts_from", "base"),
-    *("size", "training", "quality", "latency", "samples", "cost", "provenance"),
+    *("variant", "size", "training", "quality", "latency", "samples", "cost", "provenance"),
 }
 SIX_PHASES = {"prepare", "importance", "train", "checkpoint", "lost", "evaluate"}
 SIZED = [name for name in CELLS if name.count("-") == 2]
