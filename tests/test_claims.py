@@ -329,3 +329,10 @@ def test_committed_records_are_of_one_device_and_of_clean_commits():
     assert len({(record["cost"]["device_name"], record["cost"]["threads_per_rank"]) for record in records}) == 1
     assert not any(record["provenance"]["git_dirty"] for record in records)
     assert json.dumps(records).count('"failed"') == 0
+
+
+@pytest.mark.parametrize("name", ["results", "claims"])
+def test_the_readme_shows_the_committed_table(name):
+    readme = (ROOT / "README.md").read_text()
+    table = (ROOT / "results" / "digits" / "tables" / f"{name}.md").read_text().partition("\n\n")[2].strip()
+    assert f"<!-- {name} -->\n{table}\n\n" in readme
