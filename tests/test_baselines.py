@@ -1,6 +1,7 @@
 """Independent pruning: to a size, by each criterion, from each recipe."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -22,8 +23,9 @@ EXAMPLE = (torch.zeros(1, 1, 8, 8), torch.zeros(1))
 
 @pytest.fixture(scope="module")
 def network():
-    """The digits network with random weights and the gradients of one loss."""
-    model = build_base(load_config("digits").network, seed=0).eval()
+    """A network like that of the digits, with random weights and the gradients of one loss."""
+    wide = dataclasses.replace(load_config("digits").network, block_out_channels=(32, 64), norm_num_groups=8, attention_head_dim=16)
+    model = build_base(wide, seed=0).eval()
     stream = torch.Generator().manual_seed(0)
     images, noise = torch.randn(2, 4, 1, 8, 8, generator=stream)
     (model(images, torch.tensor([1, 10, 100, 500])).sample - noise).square().mean().backward()
