@@ -131,14 +131,15 @@ class Grid:
                 found[seed] = sum(amount or 0.0 for amount in amounts)
         return found
 
-    def point(self, method: str, sizes: Sequence[float]) -> tuple[float, float, float, float] | None:
-        """Returns what a method pays for all the sizes and what it gets; None where it lacks one.
+    def point(self, method: str, sizes: Sequence[float], seeds: Sequence[int]) -> tuple[float, float, float, float] | None:
+        """Returns what a method pays for all the sizes and what it gets, at some seeds; None where it lacks a size at all of them.
 
         Returns:
             Mean over seeds of device-hours, of PFLOP and of the geometric mean of the quality over the sizes, and that one's standard
             error, 0 for a single seed.
         """
-        hours, pflop = (self.costs(method, sizes, currency) for currency in ("device_hours", "train_pflop"))
+        paid = [self.costs(method, sizes, currency) for currency in ("device_hours", "train_pflop")]
+        hours, pflop = ({seed: cost for seed, cost in costs.items() if seed in seeds} for costs in paid)
         if not hours:
             return None
         scores = [math.exp(statistics.fmean(math.log(self.score(method, seed, size)) for size in sizes)) for seed in hours]

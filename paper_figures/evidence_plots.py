@@ -106,10 +106,12 @@ def quality_vs_cost(grid: Grid) -> Figure:
         raise MissingRecordsError(
             f"the figure quality_vs_cost: left out, OFA and {look_of(INDEPENDENT).label} have no size in common; {HOW}"
         )
+    present = [method for methods in BUDGETS.values() for method in methods if method in grid.of]
+    seeds = grid.seeds(*present)  # the same for all, so that differences are paired
     figure = Figure(figsize=(7.4, 3.9))
     for axes, (currency, label) in zip(figure.subplots(1, 2, sharey=True), CURRENCIES.items(), strict=True):
         for family, methods in BUDGETS.items():
-            points = [point for method in methods if (point := grid.point(method, sizes))]
+            points = [point for method in methods if (point := grid.point(method, sizes, seeds))]
             if not points:
                 continue
             hours, pflop, y, error = zip(*points, strict=True)
@@ -119,7 +121,7 @@ def quality_vs_cost(grid: Grid) -> Figure:
         axes.set(xlabel=label)
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
-    figure.axes[0].set_ylabel(f"{grid.metric}, geometric mean over sizes\n(lower is better)")
+    figure.axes[0].set_ylabel(f"{grid.metric}, geometric mean over sizes\n({len(seeds)} seed{'s' * (len(seeds) != 1)}, lower is better)")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3)
     return figure

@@ -45,9 +45,11 @@ def _fair(grid: Grid) -> str:
     sizes = grid.sizes("ofa", INDEPENDENT)
     lines = [_line(f"Quality for the cost, sizes {_sizes(sizes)}", "device-hours", "PFLOP", grid.metric)]
     for title, methods in FAIR.items():
-        rows = [(method, point) for method in methods if (point := grid.point(method, sizes))]
+        present = [method for method in methods if method in grid.of]
+        seeds = grid.seeds(*present) if present else []  # the same for all, so that differences are paired
+        rows = [(method, point) for method in present if (point := grid.point(method, sizes, seeds))]
         if len(rows) > 1:
-            lines.append(f"  {title}:")
+            lines.append(f"  {title} (seeds {', '.join(map(str, seeds))}):")
             lines += [
                 _line(f"    {NAMES.get(name, look_of(name).label)}", _amount(point[0]), _amount(point[1]), f"{point[2]:.2f}")
                 for name, point in rows
