@@ -25,6 +25,7 @@ from repro.ofa.pipes import unet2d_pipes
 from repro.ofa.supernet import Supernet
 from repro.planning import equal_importance, plan_of
 
+SLOW_STEP_SEC = 3.0
 CPU_STEP_FLOP = 8e10  # about a second on two cores
 SAMPLER_STEPS = 2
 
@@ -145,23 +146,37 @@ def _batch(config: Config, flop: float) -> int:
 
 
 def _time_training(supernet: Supernet, sizes: tuple[float, float], config: Config, batch: int) -> list[float]:
-    """Returns the seconds of one image of a training step at the two sizes; every size is warmed up first."""
+    """Returns the seconds of one image of a training step at the two sizes; every size is warmed up first.
+
+    A step of many seconds, as of bfloat16 on a CPU that has no instructions for it, needs no warm-up and no second one.
+    """
+    if not _on_gpu():
+        once = _step_seconds(supernet, sizes[:1], config, batch)
+        if once[0] > SLOW_STEP_SEC:
+            return [seconds / batch for seconds in once + _step_seconds(supernet, sizes[1:], config, batch)]
     warm, timed = (5, 10) if _on_gpu() else (1, 2)
     each = warm + timed
-    ends: list[float] = []
+    found = _step_seconds(supernet, sizes[:1] * each + sizes[1:] * each, config, batch)
+    return [median(found[warm:each]) / batch, median(found[each + warm :]) / batch]
+
+
+def _step_seconds(supernet: Supernet, sizes: tuple[float, ...], config: Config, batch: int) -> list[float]:
+    """Returns the seconds of each of a training's steps, which train one size each; the first is timed without its batch's making."""
+    times: list[float] = []
 
     def loss(module: nn.Module, images: NoisyBatch, step: int) -> Tensor:
-        return image_losses(predictor(module, sizes[step // each]), images).mean()
+        if not times:
+            times.append(_now())
+        return image_losses(predictor(module, sizes[step]), images).mean()
 
     def report(_step: int, _steps: int, _loss: float) -> None:
-        ends.append(_now())
+        times.append(_now())
 
-    settings = dataclasses.replace(config.ofa_training, steps=2 * each, batch_size=batch * distributed.ranks())
+    settings = dataclasses.replace(config.ofa_training, steps=len(sizes), batch_size=batch * distributed.ranks())
     compute = dataclasses.replace(config.compute, compile=False)
     run = Run(identity="throughput", seed=0, batches=_noise_batches(config, settings), loss=loss, compute=compute)
     train(supernet, run, settings, Clock(), report)
-    gaps = [later - earlier for earlier, later in pairwise(ends)]  # the first gap is the second step's
-    return [median(gaps[warm - 1 : each - 1]) / batch, median(gaps[each + warm - 1 :]) / batch]
+    return [later - earlier for earlier, later in pairwise(times)]
 
 
 def _noise_batches(config: Config, settings: Training) -> NoisyBatches:

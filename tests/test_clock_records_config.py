@@ -340,7 +340,7 @@ def refused(*overrides, path=TINY):
 def test_shipped_digits_loads():
     config = load_config("digits")
     assert config.name == "digits"
-    assert config.network.block_out_channels == (32, 64)
+    assert config.network.block_out_channels == (16, 32)
     assert config.sizes.trained == (1.0, 0.75, 0.5, 0.25)
     assert config.evaluation.samples == 1797
     assert not config.trial

@@ -263,13 +263,26 @@ def test_measurement_runs_the_real_loop_and_sampler(tiny, tmp_path, monkeypatch)
     assert (found.ranks, found.on_gpu) == (1, torch.cuda.is_available())
     assert found.batch == 16  # the configuration's: this network is small enough for it
     assert found.peak_memory_gib > 0.05
-    assert [settings.batch_size for settings in steps] == [16]
+    assert {settings.batch_size for settings in steps} == {16}
+    assert [settings.steps for settings in steps] == ([30] if found.on_gpu else [1, 6])  # on a CPU one step says first how long it takes
     forward = 2 * BASE_MACS / 1e15
     assert found.training.seconds(1, 3 * forward) == pytest.approx(1 / found.training_img_per_sec)
     assert found.sampling.seconds(3, 3 * forward) == pytest.approx(1 / found.sampling_img_per_sec)
     assert 1 < found.training_img_per_sec < 1e6
     assert found.sampling_img_per_sec > found.training_img_per_sec / 10
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has no such steps")
+def test_steps_of_many_seconds_are_taken_once_at_each_size(tiny, tmp_path, monkeypatch):
+    steps = []
+    train = throughput.train
+    monkeypatch.setattr(
+        throughput, "train", lambda module, run, settings, *rest: steps.append(settings.steps) or train(module, run, settings, *rest)
+    )
+    monkeypatch.setattr(throughput, "SLOW_STEP_SEC", 0.0)
+    assert 1 < measure(experiment(tiny, tmp_path)).training_img_per_sec < 1e6
+    assert steps == [1, 1]
 
 
 def test_batch_that_does_not_fit_the_gpu_is_named(tiny, tmp_path, monkeypatch):
