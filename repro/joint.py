@@ -137,7 +137,8 @@ def _chain(experiment: Experiment, supernet: Supernet, seed: int) -> Callable[[i
 def _open_set(experiment: Experiment, supernet: Supernet, scores: Importance, seed: int) -> Callable[[int], list[Draw]]:
     """Returns what a step trains where every pipe has a random width of its own at every step, its channels by the same ranking."""
     pipes = unet2d_pipes(supernet.base)
-    order = rankings(pipes, scores, groupnorm=experiment.config.allocation.groupnorm)
+    ranked = rankings(pipes, scores, groupnorm=experiment.config.allocation.groupnorm)
+    order = {name: channels.cpu() for name, channels in ranked.items()}  # a draw must not wait for a GPU
     units = {pipe.name: pipe.units for pipe in pipes}
     floors = {pipe.name: floor_units(pipe, experiment.config.allocation.floor) for pipe in pipes}
     with torch.device("meta"):
