@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.errors import ReproError
+from repro.execution import Cluster, Execution
 from repro.sections import (
     Allocation,
     Base,
@@ -37,11 +38,13 @@ __all__ = [
     "Allocation",
     "Base",
     "Classifier",
+    "Cluster",
     "Compute",
     "Config",
     "Data",
     "Diffusion",
     "Evaluation",
+    "Execution",
     "ImportanceSettings",
     "Network",
     "Pruning",
@@ -53,6 +56,7 @@ __all__ = [
 ]
 
 SHIPPED = Path(__file__).parent / "configs"
+CHANGE_NOTHING = ("execution", "cluster")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,8 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     classifier: Classifier = field(default_factory=Classifier)
     compute: Compute = field(default_factory=Compute)
+    execution: Execution = field(default_factory=Execution)
+    cluster: Cluster = field(default_factory=Cluster)
     hours: float = 0.0
     trial: bool = False
 
@@ -96,9 +102,9 @@ class Config:
         check("evaluation.sampler_steps", steps <= timesteps, f"is {steps}, but there are only {timesteps} timesteps to visit")
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the configuration as plain values, as a record holds it."""
+        """Returns everything that can change a result, as plain values, as a record holds it."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return plain
+        return {key: value for key, value in plain.items() if key not in CHANGE_NOTHING}
 
     def sha256(self) -> str:
         """Returns the hash of everything that can change a result."""

@@ -1,0 +1,74 @@
+"""The sections of a configuration that change no result: how a run is kept safe, and what a cluster is asked for.
+
+They are no part of a configuration's hash, so an experiment may go on under other values.
+"""
+
+from dataclasses import dataclass
+
+from repro.sections import check
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a run uses its machine, and how it is kept safe.
+
+    Attributes:
+        memory_gib: What a rank may use; a batch that needs more is accumulated from smaller ones. 0 takes the free memory of the GPU, and
+            sets no limit on a CPU.
+        checkpoint_minutes: The longest time between two checkpoints, beside `checkpoint_every_steps`.
+        checkpoints_kept: How many of the newest are kept, for the case that the newest is damaged.
+        rank_timeout_sec: How long a rank may give no sign of life before the others name it and stop.
+        tensorboard: Whether losses also go to TensorBoard, through DeepSpeed's monitor.
+    """
+
+    memory_gib: float = 0.0
+    checkpoint_minutes: float = 10.0
+    checkpoints_kept: int = 2
+    rank_timeout_sec: float = 300.0
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        check("memory_gib", self.memory_gib >= 0, "must not be negative; 0 sets no limit of its own")
+        check("checkpoint_minutes", self.checkpoint_minutes > 0, "must be positive")
+        check("checkpoints_kept", self.checkpoints_kept >= 1, "must be at least 1")
+        check("rank_timeout_sec", self.rank_timeout_sec > 0, "must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What `--slurm` asks the scheduler for, for each cell.
+
+    Attributes:
+        nodes: Machines of a cell.
+        gpus_per_node: Its GPUs on each; one rank runs on each GPU. 0 asks for none: one rank on the CPU of each node.
+        cpus_per_rank: Processor cores of a rank.
+        memory_gb_per_node: Memory of a node; 0 leaves it to the scheduler.
+        hours: The time limit; a cell that needs longer is requeued and goes on from its checkpoint.
+        partition: Where to queue; empty takes the scheduler's default.
+        account: Who pays; empty takes the default.
+        options: Further options of sbatch, one each, such as "--constraint=h100".
+        setup: Shell lines before the command, such as "source .venv/bin/activate".
+    """
+
+    nodes: int = 1
+    gpus_per_node: int = 1
+    cpus_per_rank: int = 8
+    memory_gb_per_node: int = 0
+    hours: float = 24.0
+    partition: str = ""
+    account: str = ""
+    options: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key in ("nodes", "cpus_per_rank"):
+            check(key, getattr(self, key) >= 1, "must be at least 1")
+        for key in ("gpus_per_node", "memory_gb_per_node"):
+            check(key, getattr(self, key) >= 0, "must not be negative")
+        check("hours", self.hours > 0, "must be positive")
+        for key in ("partition", "account"):
+            check(key, all(sign.isalnum() or sign in "_-.," for sign in getattr(self, key)), "is no name that sbatch takes")
+        for option in self.options:
+            check("options", option.startswith("-") and "\n" not in option, f"'{option}' is no option of sbatch, such as '--constraint=h100'")
+        for line in self.setup:
+            check("setup", "\n" not in line, "takes one shell line each")
