@@ -1,8 +1,11 @@
-"""The two ways a command ends badly, each with its exit code."""
+"""The ways in which a command ends other than well, each with its exit code."""
 
 import errno
 import os
 import re
+import signal
+
+INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again; a scheduler requeues it
 
 
 class ReproError(Exception):
@@ -15,6 +18,23 @@ class RunError(ReproError):
     """A failure during the run, such as a NaN loss or a full disk; its cell is recorded as failed (exit code 1)."""
 
     exit_code = 1
+
+
+class BusyError(ReproError):
+    """Another process works on the same cell (exit code 75); nothing is recorded."""
+
+    exit_code = INTERRUPTED
+
+
+class InterruptionError(BaseException):
+    """A signal asked the process to end, and what can be gone on with is on the disk.
+
+    No `Exception`, like `KeyboardInterrupt`: no code that handles errors may take it for one.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; run the same command again to go on")
+        self.exit_code = 130 if number == signal.SIGINT else INTERRUPTED
 
 
 def storage_error(path: object, error: Exception) -> ReproError:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from repro.config import Config
 from repro.harness.cells import Cell, Experiment, Method
+from repro.harness.progress import duration
 from repro.stages import Stage, stages
 from repro.throughput import Rate, Throughput, measure
 
@@ -16,7 +17,6 @@ PEAKS = {
 # for each (without attention's products) that is 27 TFLOP/s, 16 % of the card's 165 in bfloat16.
 UTILISATION = 0.15
 SHARED = ("training", "sampling")  # the first rank does the rest alone
-HOURS_A_YEAR = 24 * 365.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +107,6 @@ def estimate(experiment: Experiment, methods: dict[str, Method], cells: list[Cel
 def disk_gb(parts: list[Stage]) -> float:
     """Returns what has to be free: all that stays, and the most that lies there for a while."""
     return sum(stage.kept_gb for stage in parts) + max((stage.passing_gb for stage in parts), default=0.0)
-
-
-def duration(hours: float) -> str:
-    """Returns a time in the unit that suits it."""
-    for unit, length in (("years", HOURS_A_YEAR), ("days", 24.0), ("h", 1.0), ("min", 1 / 60)):
-        if hours >= 2 * length:
-            return f"{hours / length:,.3g} {unit}" if hours < 1000 * length else f"{hours / length:,.0f} {unit}"
-    return f"{3600 * hours:.0f} s"
 
 
 def _seconds(stage: Stage, rates: dict[str, Rate]) -> float:

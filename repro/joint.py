@@ -55,15 +55,20 @@ def check_shares(config: Config) -> None:
         ReproError: They cannot.
     """
     law, batch_size = config.sampling_law, config.ofa_training.batch_size
-    if config.sizes.candidates == "open":
-        return
-    count = len(draw_sizes(config.sizes.trained, law=law.law, m=law.m, sandwich_random=law.sandwich_random, seed=0, step=0))
+    count = _subnets_of_a_step(config)
     if batch_size // distributed.ranks() % count:
         raise ReproError(
             f"ofa_training.batch_size: the {count} subnets of a {law.law} step cannot share {batch_size} images among "
             f"{distributed.ranks()} rank(s) evenly; make it a multiple of {count * distributed.ranks()}, or change "
             "sampling_law.sandwich_random"
         )
+
+
+def _subnets_of_a_step(config: Config) -> int:
+    law = config.sampling_law
+    if config.sizes.candidates == "open":
+        return 1
+    return len(draw_sizes(config.sizes.trained, law=law.law, m=law.m, sandwich_random=law.sandwich_random, seed=0, step=0))
 
 
 def load_supernet(experiment: Experiment, joint: Cell) -> Supernet:
@@ -117,6 +122,7 @@ def make_joint(experiment: Experiment, cell: Cell, clock: Clock, report: CellPro
         clock=clock,
         report=report,
         parts=supernet.skeletons,
+        subnets=_subnets_of_a_step(config),
         warm_up=_first_steps(draws, supernet.sizes, settings.steps) if config.compute.compile else (),
     )
     return Product(model=base, training=training, files={PLAN: plan.to_json().encode()})

@@ -10,18 +10,32 @@ from repro.harness.denoiser import build_base
 from repro.harness.diffusion import NoisyBatches, image_losses, predictor
 from repro.harness.randomness import derive_seed
 from repro.ofa.allocation import Plan, make_plan
-from repro.ofa.importance import Importance, other_scores, pipe_importance
+from repro.ofa.importance import Importance, Scored, other_scores, pipe_importance
 from repro.ofa.pipes import unet2d_pipes
 
 
 def score_base(experiment: Experiment, base: nn.Module, seed: int) -> Importance:
-    """Scores the channels of a base on training images without augmentation (paper, Formula 4)."""
-    settings = experiment.config.importance
+    """Scores the channels of a base on training images without augmentation (paper, Formula 4); the ranks share the batches."""
+    settings, pipes = experiment.config.importance, unet2d_pipes(base)
     batches = NoisyBatches(experiment.images, experiment.schedule, batch_size=settings.batch_size, seed=seed, device=distributed.device())
-    steps = range(max(1, settings.images // settings.batch_size))
+    count = max(1, settings.images // settings.batch_size)
+    mine = range(distributed.rank(), count, distributed.ranks())
     return pipe_importance(
-        base, unet2d_pipes(base), (batches(step) for step in steps), lambda model, batch: image_losses(predictor(model), batch)
+        base, pipes, (batches(step) for step in mine), lambda model, batch: image_losses(predictor(model), batch), _of_all_ranks
     )
+
+
+def _of_all_ranks(scored: list[Scored]) -> list[Scored]:
+    """Returns the scored batches of all ranks, which were dealt out one after the other, in the order of the batches."""
+    if distributed.ranks() == 1:
+        return scored
+    rows = [torch.cat([torch.tensor([float(images)]), *(score.cpu() for score in scores.values())]) for images, scores in scored]
+    layouts = distributed.gather([[name, len(score)] for name, score in scored[0][1].items()] if scored else [])
+    names, widths = zip(*layouts[0], strict=True)  # the first rank always has a batch
+    parts = distributed.gather_tensors(torch.stack(rows) if rows else torch.empty(0, 1 + sum(widths)))
+    ordered = [part[index] for index in range(len(parts[0])) for part in parts if index < len(part)]
+    device = distributed.device()
+    return [(int(row[0]), dict(zip(names, row[1:].to(device).split(list(widths)), strict=True))) for row in ordered]
 
 
 def equal_importance(base: nn.Module) -> Importance:

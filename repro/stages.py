@@ -178,8 +178,8 @@ def _training(config: Config, method: Method, cells: list[Cell], costs: Costs) -
         passes=images * len(cells) * (1 + (1 / 3 if taught else 0)),
         pflop=sum(train_pflop(taught + sum(costs.macs[size] * share for size, share in each.items()), images) for each in shares),
         kept_gb=kept,
-        # The new checkpoint lies beside the old one until it is whole.
-        passing_gb=2 * 4 * CHECKPOINT_TENSORS * max(params, default=0) / GB,
+        # The new checkpoint lies beside the old ones until it is whole.
+        passing_gb=(config.execution.checkpoints_kept + 1) * 4 * CHECKPOINT_TENSORS * max(params, default=0) / GB,
         budget=section,
     )
 

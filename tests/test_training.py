@@ -97,9 +97,14 @@ def heartbeat(folder):
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def newest(folder):
+    """The newest checkpoint in the folder of a run's checkpoints; None where there is none."""
+    return max(folder.glob("step-*.safetensors"), default=None)
+
+
 def checkpoint_progress(folder):
-    path = cell_folder(folder) / "checkpoint.safetensors"
-    if not path.exists():
+    path = newest(cell_folder(folder) / "checkpoints")
+    if path is None:
         return None
     with safe_open(path, framework="pt") as file:
         return json.loads(file.metadata()["progress"])
@@ -315,7 +320,7 @@ def test_resumed_run_has_the_weights_ema_and_moments_of_an_uninterrupted_one(tin
     resumed = train(fresh, run, budget, Clock(), quiet)
     assert gap(weights(fresh), weights(whole)) == 0
     assert resumed == straight
-    ours, theirs = (safetensors.torch.load_file(tmp_path / name / "checkpoint.safetensors") for name in ("broken", "whole"))
+    ours, theirs = (safetensors.torch.load_file(newest(tmp_path / name / "checkpoints")) for name in ("broken", "whole"))
     assert {name.partition("/")[0] for name in ours} == {"param", "ema", "exp_avg", "exp_avg_sq"}
     assert gap(ours, theirs) == 0
 
@@ -338,8 +343,8 @@ def test_resume_takes_over_the_clock_of_the_checkpoint(tiny, tmp_path):
     budget = settings(0, checkpoint_every_steps=4)
     with pytest.raises(StoppedError):
         train(network(tiny, "base"), run_of(tiny, "base", folder=tmp_path), budget, Clock(), stop_at(5))
-    with safe_open(tmp_path / "checkpoint.safetensors", framework="pt") as file:
-        saved = json.loads(file.metadata()["progress"])["seconds"]
+    with safe_open(newest(tmp_path / "checkpoints"), framework="pt") as file:
+        saved = json.loads(file.metadata()["progress"])["device_seconds"]
     last_seen = saved | {"train": saved["train"] + 7.0, "evaluate": saved["evaluate"] + 2.0}
     run = run_of(tiny, "base", folder=tmp_path)
     clock = Clock()
@@ -366,7 +371,7 @@ def killed_while_training(tmp_path_factory):
 
     first = kill_once(folder, ready, *LONG)
     left = {"progress": checkpoint_progress(folder), "beat": heartbeat(folder)}
-    shutil.copy(cell_folder(folder) / "checkpoint.safetensors", folder / "copy.safetensors")
+    shutil.copytree(cell_folder(folder) / "checkpoints", folder / "copies")
     second = finish(folder, *LONG)
     return folder, left, first, second
 
@@ -402,13 +407,13 @@ def test_killed_run_counts_its_lives_and_leaves_no_checkpoint(killed_while_train
 
 def test_killed_run_pays_for_the_work_that_was_repeated(killed_while_training, uninterrupted):
     folder, left, first, second = killed_while_training
-    phases, saved = phases_sec(record_of(folder)), left["progress"]["seconds"]
-    assert phases["lost"] == pytest.approx(overhead_sec(left["beat"]["seconds"]) - overhead_sec(saved), abs=1e-3)
+    phases, saved = phases_sec(record_of(folder)), left["progress"]["device_seconds"]
+    assert phases["lost"] == pytest.approx(overhead_sec(left["beat"]["device_seconds"]) - overhead_sec(saved), abs=1e-3)
     assert phases["lost"] > 0
     for name in ("prepare", "importance", "train", "checkpoint", "evaluate"):
         assert phases[name] >= saved[name]
     assert phases["train"] > saved["train"]
-    assert overhead_sec(phases) >= overhead_sec(left["beat"]["seconds"])
+    assert overhead_sec(phases) >= overhead_sec(left["beat"]["device_seconds"])
     assert 0.7 * second < sum(phases.values()) <= first + second
     straight = phases_sec(record_of(uninterrupted))
     assert straight["lost"] == 0
@@ -419,10 +424,10 @@ def test_run_killed_before_its_first_checkpoint_pays_for_what_was_lost(tmp_path)
     overrides = ("base_training.steps=150", "base_training.checkpoint_every_steps=1000")
     kill_once(tmp_path, lambda: (heartbeat(tmp_path) or {"done": 0})["done"] > 20, *overrides)
     beat = heartbeat(tmp_path)
-    assert beat["seconds"]["train"] > 0
+    assert beat["device_seconds"]["train"] > 0
     finish(tmp_path, *overrides)
     record = record_of(tmp_path)
-    assert phases_sec(record)["lost"] >= overhead_sec(beat["seconds"]) - 1e-3
+    assert phases_sec(record)["lost"] >= overhead_sec(beat["device_seconds"]) - 1e-3
     assert record["provenance"]["lives"] == 2
 
 
@@ -443,7 +448,7 @@ def killed_while_sampling(tmp_path_factory):
         assert np.load(path).shape == (4, 1, 8, 8)
         np.save(path, np.full((4, 1, 8, 8), 77, dtype=np.uint8))
     kill_once(folder, lambda: len(list(samples.glob("*.npy"))) >= seen + 3, *SAMPLING)
-    seconds = heartbeat(folder)["seconds"]
+    seconds = heartbeat(folder)["device_seconds"]
     finish(folder, *SAMPLING)
     times.append(made.stat().st_mtime_ns)
     return folder, times, seconds
@@ -453,7 +458,7 @@ def test_run_killed_while_sampling_is_not_trained_again(killed_while_sampling):
     folder, times, seconds = killed_while_sampling
     assert times[0] == times[1]
     phases = phases_sec(record_of(folder))
-    made = json.loads((cell_folder(folder) / "made.json").read_text())["seconds"]
+    made = json.loads((cell_folder(folder) / "made.json").read_text())["device_seconds"]
     assert phases["train"] == pytest.approx(made["train"], abs=1e-6)
     assert phases["evaluate"] > seconds["evaluate"] > made["evaluate"]
 
@@ -498,33 +503,52 @@ def test_nan_loss_ends_in_one_line_and_a_record_that_says_why(tmp_path):
     assert not (cell_folder(tmp_path) / "made.json").exists()
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "header"])
-def test_damaged_checkpoint_is_refused_by_name(killed_while_training, tmp_path, capsys, damage):
-    content = (killed_while_training[0] / "copy.safetensors").read_bytes()
-    path = cell_folder(tmp_path) / "checkpoint.safetensors"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(
+@pytest.fixture
+def resumable(killed_while_training, tmp_path):
+    """A folder that a run was killed in, with a checkpoint at step 100 and another copy of it that stands for one at step 200."""
+    folder = cell_folder(tmp_path) / "checkpoints"
+    folder.mkdir(parents=True)
+    shutil.copy(killed_while_training[0] / "copies" / "step-000000100.safetensors", folder)
+    return folder
+
+
+@pytest.mark.parametrize("damage", ["head", "middle", "tail", "cut", "empty", "garbage", "stranger"])
+def test_a_damaged_newest_checkpoint_is_removed_and_the_one_before_it_used(resumable, uninterrupted, tmp_path, capsys, damage):
+    content = (resumable / "step-000000100.safetensors").read_bytes()
+
+    def flipped(position):
+        return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+
+    torn = resumable / "step-000000200.safetensors"
+    torn.write_bytes(
         {
-            "truncated": content[: len(content) // 2],
-            "garbage": b"\x07" * 1000,
+            "head": flipped(20),
+            "middle": flipped(len(content) // 2),
+            "tail": flipped(len(content) - 1),
+            "cut": content[: len(content) // 2],
             "empty": b"",
-            "header": safetensors.torch.save({"param/x": torch.zeros(1)}),
+            "garbage": b"\x07" * 1000,
+            "stranger": safetensors.torch.save({"param/x": torch.zeros(1)}),
         }[damage]
     )
-    before = path.read_bytes()
-    assert main(command(tmp_path, *LONG)) == 2
-    (line,) = error_lines(capsys)
-    assert str(path) in line
-    assert "delete it" in line
-    assert path.read_bytes() == before
-    assert record_of(tmp_path)["status"] == "failed"
+    (resumable / ".step-000000300.safetensors.1.tmp").write_bytes(content[:100])  # left by a writer that was killed
+    assert main(command(tmp_path, *LONG)) == 0
+    output = capsys.readouterr()
+    assert str(torn) in output.err and "checkpoint" in output.err and "Traceback" not in output.err
+    assert model_bytes(tmp_path) == model_bytes(uninterrupted)
+    assert record_of(tmp_path)["training"]["curve"] == record_of(uninterrupted)["training"]["curve"]
 
 
-def test_checkpoint_of_another_configuration_is_refused_by_name(killed_while_training, tmp_path, capsys):
-    path = cell_folder(tmp_path) / "checkpoint.safetensors"
-    path.parent.mkdir(parents=True)
-    shutil.copy(killed_while_training[0] / "copy.safetensors", path)
+def test_a_run_without_any_checkpoint_that_is_whole_starts_from_the_beginning(resumable, uninterrupted, tmp_path, capsys):
+    path = resumable / "step-000000100.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main(command(tmp_path, *LONG)) == 0
+    assert str(path) in capsys.readouterr().err
+    assert model_bytes(tmp_path) == model_bytes(uninterrupted)
+
+
+def test_checkpoint_of_another_configuration_is_refused_by_name(resumable, tmp_path, capsys):
     assert main(command(tmp_path, "base_training.steps=299", "base_training.checkpoint_every_steps=100")) == 2
     (line,) = error_lines(capsys)
-    assert str(path) in line
+    assert str(resumable / "step-000000100.safetensors") in line
     assert "another configuration" in line

@@ -15,7 +15,8 @@ from repro.harness.clock import Clock
 from repro.harness.data import Images, load_images
 from repro.harness.diffusion import noise_schedule
 from repro.harness.places import Places
-from repro.harness.progress import CellProgress, is_alive, read_heartbeat
+from repro.harness.lock import holder
+from repro.harness.progress import CellProgress, duration, read_heartbeat
 from repro.harness.records import Record, read_record, record_path
 
 
@@ -168,6 +169,10 @@ class Experiment:
         """Where a cell's artefacts lie."""
         return self.runs / cell.name
 
+    def lock(self, cell: Cell) -> Path:
+        """Where the lock of a cell lies: outside its folder, which a user may delete."""
+        return self.runs / f".{cell.name}.lock"
+
     def identity(self, cell: Cell) -> str:
         """Names a cell of this configuration; artefacts of another identity are refused."""
         return f"{cell.name} of configuration {self.config_of(cell).sha256()}"
@@ -231,14 +236,24 @@ def state_of(experiment: Experiment, cell: Cell) -> tuple[str, str]:
     if record and record["status"] == "done":
         quality = record.get("quality")
         return "done", f"{quality['metric']} {quality['mean']:.2f}" if quality else ""
-    beat = read_heartbeat(experiment.folder(cell))
-    if is_alive(beat):
-        return "running", f"{beat['stage']} {beat['done']}/{beat['total']}"
+    beat, who = read_heartbeat(experiment.folder(cell)), holder(experiment.lock(cell))
+    if who:
+        return "running", ", ".join([_progress(beat), f"process {who['pid']} on {who['host']}"] if beat else ["starting"])
     if record:
         return "failed", str(record["reason"])
     if beat:
-        return "interrupted", f"{beat['stage']} {beat['done']}/{beat['total']}"
+        return "interrupted", _progress(beat)
     return "missing", ""
+
+
+def _progress(beat: dict[str, Any]) -> str:
+    """Says how far a run is, how fast, how long it will still take at that, and when it last gave a sign of life."""
+    parts = [f"{beat['stage']} {beat['done']:,}/{beat['total']:,}" if beat["total"] else str(beat["stage"])]
+    if beat["img_per_sec"]:
+        parts.append(f"{beat['img_per_sec']:,.0f} img/s")
+    if beat["sec_left"]:
+        parts.append(f"{duration(beat['sec_left'] / 3600)} left")
+    return ", ".join([*parts, f"last sign {duration(beat['age_sec'] / 3600)} ago"])
 
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> str:

@@ -1,8 +1,10 @@
-"""Checkpoints: all that a training run needs to go on, in one safetensors file that is written atomically.
+"""Checkpoints: all that a training run needs to go on, each in one safetensors file that is written atomically and holds its checksum.
 
-The optimiser's state is stored whole, whatever the ZeRO stage partitioned, and nothing is ever pickled.
+The optimiser's state is stored whole, whatever the ZeRO stage partitioned, so a run may go on with another number of ranks. Nothing is
+ever pickled.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +17,15 @@ from torch import Tensor
 
 from repro.errors import ReproError
 from repro.harness.distributed import deepspeed
-from repro.harness.storage import write_atomically
+from repro.harness.progress import say
+from repro.harness.storage import remove_leftovers, write_atomically
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+STEM = "step-"
+
+
+class DamagedError(ReproError):
+    """A checkpoint that is not what was written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,43 +35,95 @@ class Progress:
     Attributes:
         run: Identity of the run; a checkpoint of another run is refused.
         step: Steps done.
-        seconds: The clock's phases.
+        device_seconds: The clock's phases.
         curve: [step, mean loss] pairs of the training curve so far.
         pending: The losses since its last point.
     """
 
     run: str
     step: int
-    seconds: dict[str, float]
+    device_seconds: dict[str, float]
     curve: list[list[float]]
     pending: list[float]
 
 
-def save_checkpoint(path: Path, tensors: dict[str, Tensor], progress: Progress) -> None:
-    """Writes a checkpoint atomically, over the one before.
+def save_checkpoint(folder: Path, tensors: dict[str, Tensor], progress: Progress, *, kept: int) -> None:
+    """Writes the checkpoint of a step atomically, with a checksum of all that it says, and removes all but the newest.
+
+    Args:
+        folder: The run's folder of checkpoints.
+        tensors: Name -> tensor.
+        progress: All else.
+        kept: How many checkpoints stay, this one included.
 
     Raises:
-        ReproError: The folder cannot be written, or the disk is full; the checkpoint before stays.
+        ReproError: The folder cannot be written, or the disk is full; the checkpoints before stay.
     """
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, safetensors.torch.save(flat, metadata={"progress": json.dumps(vars(progress))}))
+    said = json.dumps(vars(progress))
+    metadata = {"progress": said, "sha256": _digest(flat, said)}
+    write_atomically(_path(folder, progress.step), lambda path: safetensors.torch.save_file(flat, path, metadata=metadata))
+    for step in saved_steps(folder)[kept:]:
+        _path(folder, step).unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path, run: str) -> tuple[dict[str, Tensor], Progress]:
+def saved_steps(folder: Path) -> list[int]:
+    """Returns the steps whose checkpoints lie in a folder, the newest first."""
+    return sorted((int(path.stem.removeprefix(STEM)) for path in folder.glob(f"{STEM}*.safetensors")), reverse=True)
+
+
+def newest_step(folder: Path, run: str) -> int | None:
+    """Returns the step of the newest checkpoint that is whole; None where there is none. Damaged ones are removed, and that is said.
+
+    Raises:
+        ReproError: The newest belongs to another run.
+    """
+    remove_leftovers(folder)
+    for step in saved_steps(folder):
+        try:
+            load_checkpoint(folder, step, run)
+        except DamagedError as error:
+            say(f"{error}; it is removed, and the run goes on from the one before it, or from the beginning", to_stderr=True)
+            _path(folder, step).unlink(missing_ok=True)
+        else:
+            return step
+    return None
+
+
+def load_checkpoint(folder: Path, step: int, run: str) -> tuple[dict[str, Tensor], Progress]:
     """Reads a checkpoint.
 
     Raises:
-        ReproError: The file is damaged, or belongs to another run.
+        DamagedError: The file is no checkpoint, or not what was written.
+        ReproError: It belongs to another run.
     """
+    path = _path(folder, step)
     try:
         with safe_open(path, framework="pt") as file:
-            progress = Progress(**json.loads(file.metadata()["progress"]))
+            metadata = file.metadata()
+            said, digest = metadata["progress"], metadata["sha256"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        progress = Progress(**json.loads(said))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ReproError(f"{path}: not a readable checkpoint ({error}); delete it to start its cell from the beginning") from error
+        raise DamagedError(f"{path}: not a readable checkpoint ({error})") from error
+    if digest != _digest(tensors, said):
+        raise DamagedError(f"{path}: a damaged checkpoint, its checksum is not that of its content")
     if progress.run != run:
         raise ReproError(f"{path}: the checkpoint of another configuration; delete it, or restore the configuration that made it")
     return tensors, progress
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"{STEM}{step:09d}.safetensors"
+
+
+def _digest(tensors: dict[str, Tensor], said: str) -> str:
+    """Returns the SHA-256 of names, kinds, shapes and bytes of tensors, and of what is said beside them."""
+    digest = hashlib.sha256(said.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def optimizer_state(engine: Any) -> dict[str, Tensor]:

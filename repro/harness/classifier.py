@@ -99,7 +99,7 @@ def classifier_for(images: Images, settings: Settings, cache: Path, report: Repo
     test = images.test.sha256 if images.test is not None else None
     key = derive_seed("classifier", images.sha256, labels, test, sorted(asdict(settings).items()))
     path = cache / f"classifier-{images.name}-{key:016x}.safetensors"
-    if not path.exists():
+    for _ in distributed.once(path):
         model, accuracy = train_classifier(images, settings, report, path.with_suffix(""))
         if accuracy < settings.least_accuracy:
             raise RunError(
@@ -108,7 +108,6 @@ def classifier_for(images: Images, settings: Settings, cache: Path, report: Repo
             )
         if distributed.rank() == 0:
             save_classifier(path, model, settings, accuracy)
-        distributed.wait_for_all()
     _, accuracy = load_classifier(path)
     return Extractor(path=path, sha256=sha256_of_file(path), held_out_accuracy=accuracy)
 

@@ -29,6 +29,17 @@ class NoisyBatch:
     noise: Tensor
     timesteps: Tensor
 
+    def parts(self, count: int) -> list["NoisyBatch"]:
+        """Deals the batch out in `count` equal parts, the first image to the first part, the second to the second, and so on.
+
+        Ranks take their slices in the same way, and `shares` cuts a part into pieces: so what an image is used for does not depend on
+        the number of ranks or parts. The batch must be divisible by `count`.
+        """
+        return [
+            NoisyBatch(noisy=self.noisy[part::count], noise=self.noise[part::count], timesteps=self.timesteps[part::count])
+            for part in range(count)
+        ]
+
     def shares(self, count: int) -> list["NoisyBatch"]:
         """Shares the batch out in `count` equal parts; the batch must be divisible by it."""
         parts = zip(self.noisy.chunk(count), self.noise.chunk(count), self.timesteps.chunk(count), strict=True)
@@ -115,7 +126,7 @@ class NoisyBatches:
         self._seed = seed
         self._device = device
         self._flip = horizontal_flip
-        self._slice = slice(rank * batch_size // ranks, (rank + 1) * batch_size // ranks)
+        self._slice = slice(rank, None, ranks)
         self._epoch = (-1, torch.empty(0, dtype=torch.int64))
 
     def __call__(self, step: int) -> NoisyBatch:

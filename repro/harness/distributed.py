@@ -1,12 +1,17 @@
-"""The ranks of a run: one process by default, more where torchrun, DeepSpeed's launcher or a scheduler started them."""
+"""The ranks of a run: one process by default, more where `--ranks`, torchrun, DeepSpeed's launcher or a scheduler started them."""
 
+import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 # DeepSpeed reads these when it is imported.
 if not torch.cuda.is_available():
@@ -16,9 +21,26 @@ os.environ.setdefault("LOCAL_RANK", "0")
 import deepspeed
 import deepspeed.ops
 
-__all__ = ["deepspeed", "device", "gather", "local_rank", "rank", "ranks", "start", "stop", "wait_for_all"]
+from repro.harness import watch
+from repro.harness.lock import one_at_a_time
 
-TIMEOUT = timedelta(hours=2)  # the other ranks wait while the first one evaluates
+__all__ = [
+    "deepspeed",
+    "device",
+    "gather",
+    "gather_tensors",
+    "highest",
+    "local_rank",
+    "once",
+    "rank",
+    "ranks",
+    "start",
+    "stop",
+    "wait_for_all",
+]
+
+TIMEOUT = timedelta(hours=1)  # the other ranks wait while the first one computes a distance; a rank that is gone is named sooner
+_control: list[Any] = []  # the group in which decisions are taken on the CPU, so that no GPU is waited for
 
 
 def device() -> torch.device:
@@ -41,11 +63,14 @@ def ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def start() -> None:
+def start(rank_timeout_sec: float | None = None) -> None:
     """Joins the process group, once.
 
     A single process needs no port: it makes a group of its own in memory. On the CPU DeepSpeed would compile an operator for shared
     memory that training does not use and that needs a compiler; it is marked incompatible first.
+
+    Args:
+        rank_timeout_sec: How long another rank may give no sign of life before this process names it and ends; None waits for ever.
     """
     if dist.is_initialized():
         return
@@ -57,28 +82,74 @@ def start() -> None:
         torch.cuda.set_device(device())
     else:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    store = dist.HashStore()  # type: ignore[attr-defined]
-    alone: dict[str, Any] = {"store": store, "rank": 0, "world_size": 1}
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT, **(alone if ranks() == 1 else {}))
+    if ranks() == 1:
+        store = dist.HashStore()  # type: ignore[attr-defined]
+    else:
+        store, _, _ = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT, store=store, rank=rank(), world_size=ranks())
+    if ranks() > 1:
+        _control[:] = [dist.new_group(backend="gloo", timeout=TIMEOUT)]
+        if rank_timeout_sec is not None:
+            watch.begin(store, rank(), ranks(), rank_timeout_sec)
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
 def gather(value: Any) -> list[Any]:
-    """Returns the value of every rank, on every rank."""
+    """Returns the value of every rank, on every rank; it travels as JSON, since nothing is ever unpickled."""
     if ranks() == 1:
         return [value]
+    letters = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    return [json.loads(bytes(part.tolist())) for part in gather_tensors(letters)]
+
+
+def gather_tensors(value: Tensor) -> list[Tensor]:
+    """Returns the tensor of every rank, on the CPU of every rank; they may differ in their first dimension, and in no other."""
+    if ranks() == 1:
+        return [value.cpu()]
     start()
-    values: list[Any] = [None] * ranks()
-    dist.all_gather_object(values, value)
-    return values
+    group = _control[0]
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(ranks())]
+    dist.all_gather(lengths, torch.tensor([len(value)]), group=group)
+    longest = max(int(length) for length in lengths)
+    padded = torch.zeros(longest, *value.shape[1:], dtype=value.dtype)
+    padded[: len(value)] = value.cpu()
+    parts = [torch.empty_like(padded) for _ in range(ranks())]
+    dist.all_gather(parts, padded, group=group)
+    return [part[: int(length)] for part, length in zip(parts, lengths, strict=True)]
+
+
+def highest(*values: float) -> tuple[float, ...]:
+    """Returns the highest of each value over the ranks, on every rank; no GPU is waited for."""
+    if ranks() == 1:
+        return values
+    start()
+    agreed = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(agreed, dist.ReduceOp.MAX, group=_control[0])
+    return tuple(agreed.tolist())
+
+
+def once(path: Path) -> Iterator[None]:
+    """Yields where a file has yet to be made by all ranks together, and lets no other run make it at the same time.
+
+    Args:
+        path: The file; whether it is there is the first rank's word.
+    """
+    if gather(path.exists())[0]:
+        return
+    with one_at_a_time(path) if rank() == 0 else nullcontext():
+        if not gather(path.exists())[0]:
+            yield
+            wait_for_all()
 
 
 def wait_for_all() -> None:
     """Returns once every rank has come here."""
-    gather(None)
+    highest(0.0)
 
 
 def stop() -> None:
     """Leaves the process group."""
+    watch.end()
+    _control.clear()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -48,7 +48,7 @@ def draw_samples(experiment: Experiment, model: UNet2DModel, cell: Cell, report:
     starts = range(0, settings.samples, settings.batch_size)
     batches = [(seed, start) for seed in settings.sampling_seeds for start in starts]
     model = laid_out(model, experiment.config.compute, distributed.device()).eval()
-    report.stage("sampling")
+    report.stage("sampling", settings.batch_size)
     for done, (seed, start) in enumerate(batches):
         path = folder / f"seed{seed}-{start:06d}.npy"
         if done % distributed.ranks() == distributed.rank() and not path.exists():
@@ -61,18 +61,26 @@ def draw_samples(experiment: Experiment, model: UNet2DModel, cell: Cell, report:
 
 
 def judge(experiment: Experiment, sets: list[Tensor], reference: Tensor, report: CellProgress, *, sampled: bool) -> dict[str, Any]:
-    """Returns what a record says of quality: the metric of each set of images, and all that its value depends on."""
+    """Returns what a record says of quality: the metric of each set of images, and all that its value depends on.
+
+    Every rank must call this, since they share the images; the distances are computed on the first, and the others get nothing.
+    """
     settings, images = experiment.config.evaluation, experiment.images
     layer = _feature_layer(experiment, report)
     reference = reference[: settings.reference_images or None]
     expected = _reference_features(experiment, reference, layer, report)
     values, kernel = [], []
     for pixels in sets:
-        report.stage("features")
+        report.stage("features", 1)
         features = features_of(pixels, layer, report)
+        if distributed.rank() > 0:
+            continue
+        report.stage("distance")
         values.append(frechet_distance(features, expected))
         if settings.metric in KERNEL_METRICS:
             kernel.append(kernel_distance(features, expected))
+    if distributed.rank() > 0:
+        return {}
     listed = {"files_sha256": images.files_sha256} if images.files_sha256 else {}
     quality = {
         "metric": settings.metric,
@@ -119,7 +127,7 @@ def _feature_layer(experiment: Experiment, report: CellProgress) -> FeatureLayer
 
 def _reference_features(experiment: Experiment, reference: Tensor, layer: FeatureLayer, report: CellProgress) -> Tensor:
     """Returns the features of the reference; those of training images are kept, since every cell of the metric needs them."""
-    report.stage("reference features")
+    report.stage("reference features", 1)
     images = experiment.images
     if not torch.equal(reference, images.pixels[: len(reference)]):
         return features_of(reference, layer, report)

@@ -4,27 +4,31 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from repro.config import Training
-from repro.errors import ReproError, RunError
-from repro.harness import cost, distributed, evaluation, provenance
+from repro.errors import BusyError, ReproError, RunError
+from repro.harness import cost, distributed, evaluation, memory, provenance
 from repro.harness.arithmetic import set_arithmetic
 from repro.harness.cells import Cell, Experiment, Method, Product, base_cell, training_summary
+from repro.harness.checkpoint import saved_steps
 from repro.harness.classifier import classifier_for
 from repro.harness.clock import Clock
-from repro.harness.denoiser import PrunedUNet2DModel, load_denoiser, save_denoiser
+from repro.harness.denoiser import PrunedUNet2DModel, build_base, load_denoiser, save_denoiser
 from repro.harness.diffusion import NoisyBatch, NoisyBatches, sampling_scheduler
+from repro.harness.lock import held
 from repro.harness.outcome import blank_record, finish_record, latency_of_network, size_of_network
 from repro.harness.pretrained import origin
 from repro.harness.progress import HEARTBEAT, CellProgress, say
 from repro.harness.records import Record
 from repro.harness.storage import sha256_of_file, write_atomically
-from repro.harness.training import CHECKPOINT, Run, train
+from repro.harness.training import CHECKPOINTS, Run, train
 
 MODEL = "model"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # of a saved pipeline
@@ -44,15 +48,14 @@ def run_cells(experiment: Experiment, methods: dict[str, Method], cells: list[Ce
     Raises:
         RunError: A cell failed; its record says why.
         ReproError: A record, checkpoint or artefact is in the way.
+        BusyError: Another process works on a cell.
+        InterruptionError: A signal asked to end.
     """
-    _check_writable(experiment)
+    check_writable(experiment)
     set_arithmetic(experiment.config.compute)
-    opened = {cell for cell in cells if not _is_done(experiment, cell)}
-    for cell in reversed(cells):
-        if _is_missed(experiment, methods, cell, opened):
-            opened.add(cell)
+    opened = cells_to_run(experiment, methods, cells)
     # A rank that comes late finds what the first one has made already: all must decide alike.
-    open_cells: list[Cell] = distributed.gather([cell for cell in cells if cell in opened])[0]
+    open_cells = [cells[index] for index in distributed.gather([cells.index(cell) for cell in opened])[0]]
     if len(open_cells) < len(cells):
         say(f"{len(cells) - len(open_cells)} of {len(cells)} cells are done already and skipped")
     weights = [_weight(experiment, methods[cell.method], cell) for cell in open_cells]
@@ -62,7 +65,10 @@ def run_cells(experiment: Experiment, methods: dict[str, Method], cells: list[Ce
         if cell.method not in introduced:
             introduced.add(cell.method)
             say(f"{cell.method}: {methods[cell.method].summary}")
-        record = _run_cell(experiment.of(cell), methods[cell.method], cell, f"[{index + 1}/{len(open_cells)}]", started)
+        with _held_by_all(experiment, cell):
+            if distributed.gather(_is_done(experiment, cell) and is_made(experiment, cell))[0]:
+                continue  # by another process, since
+            record = _run_cell(experiment.of(cell), methods[cell.method], cell, f"[{index + 1}/{len(open_cells)}]", started)
         started = time.monotonic()
         share = sum(weights[: index + 1]) / sum(weights)
         estimate = f"; about {_minutes((started - begun) * (1 - share) / share)} left" if LEAST_SHARE < share < 1 else ""
@@ -80,6 +86,7 @@ def train_cell(
     clock: Clock,
     report: CellProgress,
     parts: tuple[nn.Module, ...] | None = None,
+    subnets: int = 1,
     warm_up: tuple[int, ...] = (0,),
 ) -> dict[str, Any]:
     """Trains a module in place for a cell, resumable, and returns what the record says of it.
@@ -94,8 +101,21 @@ def train_cell(
         clock: The cell's clock.
         report: The cell's bar.
         parts: The modules that run, where they are not the module itself.
+        subnets: How many of them share the images of a step.
         warm_up: Steps that between them use each of these.
     """
+    config = experiment.config
+    limit, accumulation = memory.limit_gib(config.execution), 1
+    if limit:
+        with torch.device("meta"):
+            base = build_base(config.network, seed=0)  # nothing that is trained is larger
+        accumulation = memory.accumulation(
+            limit,
+            batch_size=settings.batch_size,
+            subnets=subnets,
+            params=cost.count_params(base.parameters()),
+            image_bytes=memory.activation_bytes(base, experiment.image_shape),
+        )
     batches = NoisyBatches(
         experiment.images,
         experiment.schedule,
@@ -112,15 +132,31 @@ def train_cell(
         batches=batches,
         loss=loss,
         folder=experiment.folder(cell),
-        compute=experiment.config.compute,
-        compiled=(parts or (module,)) if experiment.config.compute.compile else (),
+        compute=config.compute,
+        execution=config.execution,
+        accumulation=accumulation,
+        split=NoisyBatch.parts,
+        compiled=(parts or (module,)) if config.compute.compile else (),
         warm_up=warm_up,
         last_seen=report.last_seen,
     )
-    report.stage("training")
+    report.stage("training", settings.batch_size)
     trained = train(module, run, settings, clock, report)
     pflop = sum(cost.train_pflop(macs(step), settings.batch_size) for step in range(settings.steps))
-    return training_summary(settings, pflop=pflop, curve=trained)
+    return training_summary(settings, pflop=pflop, curve=trained) | {"accumulation": accumulation}
+
+
+def cells_to_run(experiment: Experiment, methods: dict[str, Method], cells: list[Cell]) -> list[Cell]:
+    """Returns those cells that are not done, and those done ones whose artefacts are missed by a cell that has yet to be made.
+
+    Raises:
+        ReproError: A record is corrupt, or another configuration made it.
+    """
+    opened = {cell for cell in cells if not _is_done(experiment, cell)}
+    for cell in reversed(cells):
+        if _is_missed(experiment, methods, cell, opened):
+            opened.add(cell)
+    return [cell for cell in cells if cell in opened]
 
 
 def load_model(experiment: Experiment, cell: Cell) -> PrunedUNet2DModel:
@@ -142,7 +178,7 @@ def _run_cell(experiment: Experiment, method: Method, cell: Cell, label: str, st
     """Makes and judges a cell and writes its record, also when it fails."""
     begun = provenance.now_utc()
     provenance.reset_peak_memory()
-    clock = Clock(started)
+    clock = Clock(started, distributed.ranks())
     report = CellProgress(f"{label} {cell.name}", clock, experiment.folder(cell), experiment.identity(cell))
     record = blank_record(experiment, method, cell, begun)
     try:
@@ -151,7 +187,7 @@ def _run_cell(experiment: Experiment, method: Method, cell: Cell, label: str, st
             record |= _judge(experiment, method, cell, product, report)
     except Exception as error:
         reason = str(error) if isinstance(error, ReproError) else f"{type(error).__name__}: {error}"
-        finish_record(experiment, record, clock, status="failed", reason=reason)
+        finish_record(experiment, record, clock, report, status="failed", reason=reason)
         if isinstance(error, RunError):
             raise RunError(f"{cell.name}: {error}") from error
         raise
@@ -159,8 +195,7 @@ def _run_cell(experiment: Experiment, method: Method, cell: Cell, label: str, st
         report.close()
     record["training"] = product.training
     record["base"] = origin(experiment.config.base) | {"sha256": product.base_sha256} if product.base_sha256 else None
-    record["provenance"]["lives"] = report.lives
-    finish_record(experiment, record, clock, status="done", reason=None)
+    finish_record(experiment, record, clock, report, status="done", reason=None)
     _clean(experiment.folder(cell))
     return record
 
@@ -170,12 +205,12 @@ def _make(experiment: Experiment, method: Method, cell: Cell, clock: Clock, repo
     folder = experiment.folder(cell)
     if distributed.gather(is_made(experiment, cell))[0]:
         made = _read_made(experiment, cell)
-        clock.resume(made["seconds"], report.last_seen)
+        clock.resume(made["device_seconds"], report.last_seen)
         model = load_denoiser(folder / MODEL) if (folder / MODEL).exists() else None
         pixels = method.make(experiment, cell, clock, report).pixels if model is None and method.judged else None
         known = {key: made[key] for key in ("training", "realised", "base_sha256")}
         return Product(model=model, pixels=pixels, **known)
-    if not (folder / CHECKPOINT).exists():
+    if not distributed.gather(bool(saved_steps(folder / CHECKPOINTS)))[0]:
         clock.resume({}, report.last_seen)
     product = method.make(experiment, cell, clock, report)
     if distributed.rank() == 0:
@@ -190,7 +225,7 @@ def _make(experiment: Experiment, method: Method, cell: Cell, clock: Clock, repo
             "training": product.training,
             "realised": product.realised,
             "base_sha256": product.base_sha256,
-            "seconds": clock.seconds(),
+            "device_seconds": clock.device_seconds(),
         }
         write_atomically(folder / MADE, json.dumps(made).encode())
     distributed.wait_for_all()
@@ -222,8 +257,8 @@ def _judge(experiment: Experiment, method: Method, cell: Cell, product: Product,
     if experiment.config.evaluation.metric == "fid_classifier":
         report.stage("classifier")
         classifier_for(experiment.images, experiment.config.classifier, experiment.runs, report)  # by every rank: they share its batches
+    parts["quality"] = evaluation.judge(experiment, sets, reference, report, sampled=product.model is not None)
     if distributed.rank() == 0:
-        parts["quality"] = evaluation.judge(experiment, sets, reference, report, sampled=product.model is not None)
         parts["samples"] = evaluation.save_strip(sets[0], experiment.results, cell.name)
         if product.model is not None:
             parts["latency"] = latency_of_network(experiment, product.model)
@@ -233,9 +268,9 @@ def _judge(experiment: Experiment, method: Method, cell: Cell, product: Product,
 def _clean(folder: Path) -> None:
     """Removes what only an interrupted run needs."""
     if distributed.rank() == 0:
-        shutil.rmtree(folder / "samples", ignore_errors=True)
-        for name in (CHECKPOINT, HEARTBEAT):
-            (folder / name).unlink(missing_ok=True)
+        for name in ("samples", CHECKPOINTS):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / HEARTBEAT).unlink(missing_ok=True)
 
 
 def _read_made(experiment: Experiment, cell: Cell) -> dict[str, Any]:
@@ -264,7 +299,23 @@ def _is_missed(experiment: Experiment, methods: dict[str, Method], cell: Cell, o
     return not is_made(experiment, cell) and any(cell in methods[other.method].needs(experiment.config, other) for other in to_make)
 
 
-def _check_writable(experiment: Experiment) -> None:
+@contextmanager
+def _held_by_all(experiment: Experiment, cell: Cell) -> Iterator[None]:
+    """Keeps other processes from a cell while the ranks of this run work on it."""
+    with ExitStack() as stack:
+        reason = ""
+        if distributed.rank() == 0:
+            try:
+                stack.enter_context(held(experiment.lock(cell), cell.name))
+            except BusyError as error:
+                reason = str(error)
+        reason = distributed.gather(reason)[0]
+        if reason:
+            raise BusyError(reason)
+        yield
+
+
+def check_writable(experiment: Experiment) -> None:
     """Fails now rather than after hours of training."""
     if distributed.rank() == 0:
         for folder in (experiment.results, experiment.runs):

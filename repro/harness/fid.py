@@ -23,7 +23,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 
 from repro.errors import ReproError, RunError
-from repro.harness import classifier
+from repro.harness import classifier, distributed
 from repro.harness.randomness import derive_seed
 from repro.harness.storage import write_atomically
 
@@ -80,7 +80,9 @@ def classifier_layer(extractor: classifier.Extractor) -> FeatureLayer:
 
 
 def features_of(pixels: Tensor, layer: FeatureLayer, report: Callable[[int, int], None]) -> Tensor:
-    """Returns the features of images, [N, F], float32, on the CPU; on a GPU they are computed without TF32.
+    """Returns the features of images, [N, F], float32, on the CPU of every rank; on a GPU they are computed without TF32.
+
+    The ranks share the images in whole batches, so every batch is what it would be on one rank; all must call this.
 
     Args:
         pixels: uint8, [N, C, H, W]; none is dropped, whatever the batch.
@@ -90,6 +92,19 @@ def features_of(pixels: Tensor, layer: FeatureLayer, report: Callable[[int, int]
     Raises:
         RunError: The weights give features that are not finite.
     """
+    batches = -(-len(pixels) // layer.batch_size)
+    bounds = [layer.batch_size * (batches * rank // distributed.ranks()) for rank in range(distributed.ranks() + 1)]
+    mine = pixels[bounds[distributed.rank()] : bounds[distributed.rank() + 1]]
+    ours = _own_features(mine, layer, report) if len(mine) else torch.empty(0, 0)
+    width = max(distributed.gather(ours.shape[1]))
+    features = torch.cat(distributed.gather_tensors(ours.reshape(-1, width)))
+    if not features.isfinite().all():
+        raise RunError(f"{layer.weights}: these weights give features that are not finite; name another file")
+    return features
+
+
+def _own_features(pixels: Tensor, layer: FeatureLayer, report: Callable[[int, int], None]) -> Tensor:
+    """Returns the features of the images of this rank."""
     on_gpu = torch.cuda.is_available()
     network = create_feature_extractor(
         layer.extractor, [layer.layer], cuda=on_gpu, feature_extractor_weights_path=str(layer.weights), verbose=False
@@ -106,13 +121,11 @@ def features_of(pixels: Tensor, layer: FeatureLayer, report: Callable[[int, int]
         warnings.simplefilter("ignore")  # its data loader uses what torch has deprecated
         found = get_featuresdict_from_dataset(PixelSet(pixels), network, layer.batch_size, on_gpu, save_cpu_ram=True, verbose=False)
     features: Tensor = found[layer.layer]
-    if not features.isfinite().all():
-        raise RunError(f"{layer.weights}: these weights give features that are not finite; name another file")
     return features
 
 
 def cached_features(pixels: Tensor, name: str, layer: FeatureLayer, cache: Path, report: Callable[[int, int], None]) -> Tensor:
-    """Returns the features of images that stand against many sets, computed on first use and kept with a hash.
+    """Returns the features of images that stand against many sets, computed on first use and kept with a hash; by every rank.
 
     Args:
         pixels: uint8, [N, C, H, W].
@@ -127,9 +140,10 @@ def cached_features(pixels: Tensor, name: str, layer: FeatureLayer, cache: Path,
     identity = {"images": name, "n": str(len(pixels)), "weights": layer.sha256, "layer": layer.layer, "tool": TOOL}
     key = derive_seed("features", sorted(identity.items()))
     path = cache / "features" / f"{layer.extractor}-{layer.layer}-{key:016x}.safetensors"
-    if not path.exists():
+    for _ in distributed.once(path):
         features = features_of(pixels, layer, report)
-        write_atomically(path, safetensors.torch.save({"features": features}, metadata=identity | {"sha256": _sha256(features)}))
+        if distributed.rank() == 0:
+            write_atomically(path, safetensors.torch.save({"features": features}, metadata=identity | {"sha256": _sha256(features)}))
     try:
         with safe_open(path, framework="pt") as file:
             kept: Tensor = file.get_tensor("features")

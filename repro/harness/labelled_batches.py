@@ -24,7 +24,7 @@ class LabelledBatches:
         self._pixels = pixels.to(device)
         self._labels = labels.to(device)
         self._settings = settings
-        self._slice = slice(rank * settings.batch_size // ranks, (rank + 1) * settings.batch_size // ranks)
+        self._slice = slice(rank, None, ranks)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """Returns this rank's slice of the batch of a step: images in [-1, 1], [B, C, H, W], and labels, [B]."""

@@ -8,6 +8,7 @@ from repro.harness import cost, distributed, provenance
 from repro.harness.cells import Cell, Experiment, Method, base_cell
 from repro.harness.clock import Clock, device_hours, training_overhead
 from repro.harness.denoiser import as_pruned_unet
+from repro.harness.progress import CellProgress
 from repro.harness.records import SCHEMA_VERSION, Record, write_record
 
 
@@ -48,9 +49,12 @@ def _variant(experiment: Experiment, method: Method) -> Record | None:
     return {"of": method.variant.of, "factor": method.variant.factor, "label": method.variant.label, "changes": changes}
 
 
-def finish_record(experiment: Experiment, record: Record, clock: Clock, *, status: str, reason: str | None) -> None:
-    """Adds the cost, of the slowest rank, and writes the record, from the first rank."""
-    slowest = max(distributed.gather(clock.seconds()), key=lambda seconds: sum(seconds.values())) if status == "done" else clock.seconds()
+def finish_record(
+    experiment: Experiment, record: Record, clock: Clock, report: CellProgress, *, status: str, reason: str | None
+) -> None:
+    """Adds the cost, of the slowest rank, and writes the record, from the first rank; where it failed, nobody waits for another."""
+    done = status == "done"
+    slowest = max(distributed.gather(clock.seconds()), key=lambda seconds: sum(seconds.values())) if done else clock.seconds()
     phases = device_hours(slowest, distributed.ranks())
     overhead = training_overhead(phases)
     on_gpu = torch.cuda.is_available()
@@ -60,12 +64,14 @@ def finish_record(experiment: Experiment, record: Record, clock: Clock, *, statu
         "device_hours": overhead,
         "gpu_hours": overhead if on_gpu else None,
         "device": "cuda" if on_gpu else "cpu",
-        "device_name": provenance.device_name(),
+        # Hours of different devices are never added up: a run that moved is no row of any one device.
+        "device_name": ", then ".join(report.devices),
         "ranks": distributed.ranks(),
         "threads_per_rank": torch.get_num_threads(),
         "peak_memory_gib": provenance.peak_memory_gib(),
+        "kwh": report.kwh() if done else None,
     }
-    record["provenance"]["ended_utc"] = provenance.now_utc()
+    record["provenance"] |= {"ended_utc": provenance.now_utc(), "lives": report.lives}
     if distributed.rank() == 0:
         write_record(experiment.results, record)
 

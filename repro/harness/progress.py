@@ -2,21 +2,40 @@
 
 import json
 import math
-import os
-import socket
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from repro.harness import distributed
+from repro.harness import distributed, interruption, watch
 from repro.harness.clock import Clock
+from repro.harness.energy import EnergyMeter
+from repro.harness.provenance import device_name
 from repro.harness.storage import write_atomically
 
 HEARTBEAT = "heartbeat.json"
 HEARTBEAT_SEC = 1.0
+HOURS_A_YEAR = 24 * 365.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Life:
+    """What earlier lives of a run left, up to their last sign.
+
+    Attributes:
+        device_seconds: The phases; empty when there was no earlier life.
+        kwh: What its GPUs drew; None where that is not to be had, or some life could not tell.
+        devices: What it ran on, each once, in order.
+        lives: How many processes have worked on the cell.
+    """
+
+    device_seconds: dict[str, float] = field(default_factory=dict)
+    kwh: float | None = 0.0
+    devices: tuple[str, ...] = ()
+    lives: int = 0
 
 
 class CellProgress:
@@ -29,8 +48,9 @@ class CellProgress:
         identity: Names the run; the heartbeat of another one is not taken up.
 
     Attributes:
-        last_seen: The phases, in seconds, at the last sign of an earlier life; empty when there was none.
+        last_seen: The phases, in device-seconds, at the last sign of an earlier life; empty when there was none.
         lives: How many processes have worked on the cell, this one included.
+        devices: What they ran on.
     """
 
     def __init__(self, label: str, clock: Clock, folder: Path, identity: str) -> None:
@@ -38,37 +58,40 @@ class CellProgress:
         self._clock = clock
         self._folder = folder
         self._identity = identity
-        earlier = read_heartbeat(folder)
-        mine = earlier.get("identity") == identity
-        self.last_seen: dict[str, float] = earlier["seconds"] if mine else {}
-        self.lives: int = earlier["lives"] + 1 if mine else 1
+        self._earlier = _earlier_life(folder, identity)
+        self.last_seen = self._earlier.device_seconds
+        self.lives = self._earlier.lives + 1
+        self.devices = tuple(dict.fromkeys((*self._earlier.devices, device_name())))
+        self._meter = EnergyMeter()
         self._bar: Any = None
         self._stage = "preparing"
+        self._images = 0
+        self._begun = (0, 0.0)
         self._beat = 0.0
 
-    def stage(self, name: str) -> None:
-        """Ends the bar and starts another for what comes now."""
+    def stage(self, name: str, images: int = 0) -> None:
+        """Ends the bar and starts another for what comes now.
+
+        Args:
+            name: What comes now.
+            images: How many images a unit of it is, over all ranks; 0 where it is not counted in images.
+        """
+        interruption.check()
         self.close()
-        self._stage = name
+        self._stage, self._images = name, images
         self._write(0, 0)
 
     def __call__(self, done: int, total: int, loss: float = math.nan) -> None:
         """Shows how far the stage is."""
+        interruption.check()
+        now = time.monotonic()
         if self._bar is None:
-            interactive = sys.stderr.isatty()
-            self._bar = tqdm(
-                total=total,
-                initial=max(0, done - 1),
-                desc=f"{self._label} {self._stage}",
-                leave=False,
-                disable=distributed.rank() != 0,
-                mininterval=0.2 if interactive else 30,
-                dynamic_ncols=interactive,
-            )
+            self._begun = (max(0, done - 1), now)
+            self._bar = self._new_bar(total, done)
         self._bar.update(done - self._bar.n)
         if not math.isnan(loss):
             self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-        now = time.monotonic()
+        watch.note(f"{self._label} {self._stage} {done}/{total}")
         if now - self._beat >= HEARTBEAT_SEC or done == total:
             self._beat = now
             self._write(done, total)
@@ -79,34 +102,65 @@ class CellProgress:
             self._bar.close()
             self._bar = None
 
+    def kwh(self) -> float | None:
+        """Returns what the GPUs of all lives and ranks have drawn for the cell, to the last sign of a life that was killed."""
+        drawn = distributed.gather(self._meter.kwh())
+        known = [self._earlier.kwh, *drawn]
+        return None if None in known else sum(known)
+
+    def _new_bar(self, total: int, done: int) -> Any:
+        interactive = sys.stderr.isatty()
+        return tqdm(
+            total=total,
+            initial=max(0, done - 1),
+            desc=f"{self._label} {self._stage}",
+            leave=False,
+            disable=distributed.rank() != 0,
+            mininterval=0.2 if interactive else 30,
+            dynamic_ncols=interactive,
+        )
+
     def _write(self, done: int, total: int) -> None:
         if distributed.rank() != 0:
             return
-        beat = {"pid": os.getpid(), "host": socket.gethostname(), "stage": self._stage, "done": done, "total": total}
-        beat |= {"identity": self._identity, "lives": self.lives, "seconds": self._clock.seconds()}
+        first, since = self._begun
+        seconds = time.monotonic() - since
+        rate = (done - first) / seconds if done > first and seconds > 0 else None
+        beat = {"stage": self._stage, "done": done, "total": total, "identity": self._identity, "lives": self.lives}
+        beat |= {"img_per_sec": rate * self._images if rate and self._images else None, "sec_left": (total - done) / rate if rate else None}
+        # The other ranks' GPUs are taken to draw what this one's does: nobody waits for them here.
+        drawn = self._meter.kwh()
+        kwh = None if drawn is None or self._earlier.kwh is None else self._earlier.kwh + distributed.ranks() * drawn
+        beat |= {"device_seconds": self._clock.device_seconds(), "kwh": kwh, "devices": self.devices}
         write_atomically(self._folder / HEARTBEAT, json.dumps(beat).encode())
 
 
 def read_heartbeat(folder: Path) -> dict[str, Any]:
-    """Returns the last sign of life of a cell's run; empty when there was none."""
+    """Returns the last sign of life of a cell's run, with its age in seconds by the file's date; empty when there was none."""
+    path = folder / HEARTBEAT
     try:
-        beat: dict[str, Any] = json.loads((folder / HEARTBEAT).read_text())
-        return beat
+        beat: dict[str, Any] = json.loads(path.read_text())
+        return beat | {"age_sec": max(0.0, time.time() - path.stat().st_mtime)}
     except (OSError, ValueError):
         return {}
 
 
-def is_alive(beat: dict[str, Any]) -> bool:
-    """Says whether the process of a heartbeat still runs on this machine."""
-    if not beat or beat["host"] != socket.gethostname():
-        return False
+def _earlier_life(folder: Path, identity: str) -> Life:
+    beat = read_heartbeat(folder)
     try:
-        os.kill(beat["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # it is somebody else's
-    return True
+        if beat["identity"] == identity:
+            return Life(device_seconds=beat["device_seconds"], kwh=beat["kwh"], devices=tuple(beat["devices"]), lives=beat["lives"])
+    except KeyError:
+        pass  # none, or one of another version of this program
+    return Life()
+
+
+def duration(hours: float) -> str:
+    """Returns a time in the unit that suits it."""
+    for unit, length in (("years", HOURS_A_YEAR), ("days", 24.0), ("h", 1.0), ("min", 1 / 60)):
+        if hours >= 2 * length:
+            return f"{hours / length:,.3g} {unit}" if hours < 1000 * length else f"{hours / length:,.0f} {unit}"
+    return f"{3600 * hours:.0f} s"
 
 
 def say(line: str, *, to_stderr: bool = False) -> None:

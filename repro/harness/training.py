@@ -4,6 +4,7 @@ So their cost is measured by the same clock.
 """
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,9 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from repro.config import Compute, Training
-from repro.errors import ReproError, RunError
-from repro.harness import checkpoint, distributed
+from repro.config import Compute, Execution, Training
+from repro.errors import InterruptionError, ReproError, RunError
+from repro.harness import checkpoint, distributed, interruption, watch
 from repro.harness.arithmetic import autocast, compiled, forward_in, laid_out, restore_layout
 from repro.harness.clock import Clock
 from repro.harness.distributed import deepspeed
@@ -24,7 +25,10 @@ from repro.harness.randomness import derive_seed
 
 Batch = TypeVar("Batch")
 CURVE_POINTS = 50
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINTS = "checkpoints"
+CHECK_SEC = 1.0  # how often several ranks agree on whether to save or to stop
+# An exploded loss is this many times the lowest point of the curve and of its first; noise of any size seen here is far from both.
+EXPLODED = (100.0, 10.0)
 
 
 class Reporter(Protocol):
@@ -43,11 +47,14 @@ class Run(Generic[Batch]):
         seed: Seeds dropout; batches and losses bring their own.
         batches: This rank's slice of the batch of a step.
         loss: The mean loss of a batch at a step, a scalar; the module is called as often as the step asks, and backward runs once.
-        folder: Keeps the checkpoint; None keeps nothing.
+        folder: Keeps the checkpoints, in a folder of their own; None keeps nothing.
         compute: Precision and memory layout.
+        execution: When checkpoints are written and how many are kept, and whether TensorBoard is told.
+        accumulation: In how many parts a rank takes its slice of a batch, one after the other.
+        split: Deals a slice out in that many equal parts; needed where there is more than one.
         compiled: The modules that go through `torch.compile`; none by default.
         warm_up: The steps whose losses between them use each of these modules, so that all are compiled before the training's clock runs.
-        last_seen: The phases, in seconds, at the last sign of an earlier life of the run.
+        last_seen: The phases, in device-seconds, at the last sign of an earlier life of the run.
     """
 
     identity: str
@@ -56,6 +63,9 @@ class Run(Generic[Batch]):
     loss: Callable[[nn.Module, Batch, int], Tensor]
     folder: Path | None = None
     compute: Compute = field(default_factory=Compute)
+    execution: Execution = field(default_factory=Execution)
+    accumulation: int = 1
+    split: Callable[[Batch, int], list[Batch]] = lambda batch, _count: [batch]
     compiled: tuple[nn.Module, ...] = ()
     warm_up: tuple[int, ...] = (0,)
     last_seen: dict[str, float] = field(default_factory=dict)
@@ -70,11 +80,15 @@ def train(module: nn.Module, run: Run[Batch], settings: Training, clock: Clock, 
         The training curve: [step, mean loss since the point before] pairs.
 
     Raises:
-        ReproError: The batch cannot be shared by the ranks, or the checkpoint is damaged or another run's.
-        RunError: The loss became NaN or infinite, or the disk is full.
+        ReproError: The batch cannot be shared by the ranks and parts, or the checkpoint is another run's.
+        RunError: The loss became NaN or infinite or exploded, or the disk is full; the last good checkpoint is kept.
+        InterruptionError: A signal asked to end; a checkpoint has been written.
     """
-    if settings.batch_size % distributed.ranks():
-        raise ReproError(f"a batch of {settings.batch_size} cannot be shared by {distributed.ranks()} ranks; make batch_size a multiple")
+    if settings.batch_size % (distributed.ranks() * run.accumulation):
+        parts = f" in {run.accumulation} parts each" if run.accumulation > 1 else ""
+        raise ReproError(
+            f"a batch of {settings.batch_size} cannot be shared by {distributed.ranks()} ranks{parts}; make batch_size a multiple"
+        )
     saved = _load(module, run)
     module = laid_out(module, run.compute, distributed.device())
     with compiled(run.compiled), forward_in(module, run.compute.precision, distributed.device()):
@@ -92,7 +106,7 @@ def _train(
     """Trains a module that is where and how it has to be, from its first step or from a checkpoint."""
     if run.compiled:
         _warm_up(module, run)
-    engine, schedule = _initialize(module, settings)
+    engine, schedule = _initialize(module, run, settings)
     ema = EMAModel(module.parameters(), decay=settings.ema_decay, foreach=True)
     step, curve, pending = 0, [], []
     if saved:
@@ -101,8 +115,8 @@ def _train(
         checkpoint.restore_optimizer(engine, tensors, step)
         ema.shadow_params = [tensors[f"ema/{name}"].to(p.device) for name, p in module.named_parameters()]
         ema.optimization_step = step
-        clock.resume(progress.seconds, run.last_seen)
-    with clock.phase("train"):
+        clock.resume(progress.device_seconds, run.last_seen)
+    with clock.phase("train"), interruption.deferred():
         loop = _Loop(engine, schedule, ema, run, settings, clock, report, curve, [torch.tensor(loss) for loss in pending])
         loop.run(step)
     ema.copy_to(module.parameters())
@@ -128,64 +142,134 @@ class _Loop(Generic[Batch]):
     def run(self, step: int) -> None:
         """Trains from a step to the last."""
         every = max(1, self.settings.steps // CURVE_POINTS)
+        pulse = _Pulse(step, self.run_.execution.checkpoint_minutes)
         self.engine.train()
         while step < self.settings.steps:
             self.pending.append(self._step(step))
             step += 1
-            saving = step % self.settings.checkpoint_every_steps == 0 and step < self.settings.steps
-            if step % every == 0 or saving or step == self.settings.steps:
+            stopping, due = pulse(step)
+            last = step == self.settings.steps
+            saving = not last and (stopping or due or step % self.settings.checkpoint_every_steps == 0)
+            if step % every == 0 or saving or last:
                 mean = self._mean(step)
-                if step % every == 0 or step == self.settings.steps:
-                    self.curve.append([step, mean])
-                    self.pending = []
+                if step % every == 0 or last:
+                    self._point(step, mean)
             self.report(step, self.settings.steps, self.curve[-1][1] if self.curve else math.nan)
             if saving:
                 self._save(step)
+                pulse.saved()
+            if saving and stopping:
+                raise InterruptionError(stopping)
 
     def _step(self, step: int) -> Tensor:
         """Takes one optimisation step and returns its loss."""
         batch = self.run_.batches(step)
-        # Dropout alone draws from the global stream.
-        if self.settings.dropout:
-            torch.manual_seed(derive_seed("dropout", self.run_.seed, step, distributed.rank()))
         for group in self.engine.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * self.schedule(step)
-        with autocast(self.run_.compute.precision, distributed.device()):
-            loss = self.run_.loss(self.engine, batch, step)
-        self.engine.backward(loss)
-        self.engine.step()
+        parts = self.run_.split(batch, self.run_.accumulation) if self.run_.accumulation > 1 else [batch]
+        losses = []
+        for index, part in enumerate(parts):
+            # Dropout alone draws from the global stream.
+            if self.settings.dropout:
+                torch.manual_seed(derive_seed("dropout", self.run_.seed, step, distributed.rank(), *([index] if index else [])))
+            with autocast(self.run_.compute.precision, distributed.device()):
+                loss = self.run_.loss(self.engine, part, step)
+            watch.note(f"step {step}, the backward pass")  # where it waits for the others
+            self.engine.backward(loss)  # divides by the number of parts
+            self.engine.step()  # after the last of them only
+            losses.append(loss.detach())
         self.ema.step(self.engine.module.parameters())
-        return loss.detach()
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
     def _mean(self, step: int) -> float:
         """Returns the mean loss since the last point of the curve, over all ranks."""
         values = distributed.gather(torch.stack(self.pending).mean().item())
         mean = float(sum(values) / len(values))
         if not math.isfinite(mean):
-            raise RunError(f"the loss became {mean} by step {step}; lower its learning_rate; the last checkpoint is kept")
+            raise RunError(f"the loss became {mean} by step {step}; lower its learning_rate; the last good checkpoint is kept")
+        if self.curve and mean > EXPLODED[0] * min(loss for _, loss in self.curve) and mean > EXPLODED[1] * self.curve[0][1]:
+            raise RunError(
+                f"the loss exploded to {mean:.4g} by step {step} from {self.curve[-1][1]:.4g}; lower its learning_rate; "
+                "the last good checkpoint is kept"
+            )
         return mean
+
+    def _point(self, step: int, mean: float) -> None:
+        """Adds a point to the training curve, and to TensorBoard's."""
+        self.curve.append([step, mean])
+        self.pending = []
+        if self.run_.execution.tensorboard and distributed.rank() == 0:
+            images = step * self.settings.batch_size
+            rate = self.settings.learning_rate * self.schedule(step - 1)
+            self.engine.monitor.write_events([("train/loss", mean, images), ("train/learning_rate", rate, images)])
 
     def _save(self, step: int) -> None:
         """Writes a checkpoint, from the first rank."""
         if self.run_.folder is None:
             return
+        watch.note(f"step {step}, the checkpoint")
         with self.clock.phase("checkpoint"):
+            parameters = dict(self.engine.module.named_parameters())
+            if not all(bool(p.isfinite().all()) for p in parameters.values()):
+                raise RunError(f"weights became NaN or infinite by step {step}; lower its learning_rate; the last good checkpoint is kept")
             tensors = checkpoint.optimizer_state(self.engine)
-            names = [name for name, _ in self.engine.module.named_parameters()]
-            tensors |= {f"param/{name}": p for name, p in self.engine.module.named_parameters()}
-            tensors |= {f"ema/{name}": p for name, p in zip(names, self.ema.shadow_params, strict=True)}
-            seconds = self.clock.seconds()
-            pending = [loss.item() for loss in self.pending]
-            progress = checkpoint.Progress(run=self.run_.identity, step=step, seconds=seconds, curve=self.curve, pending=pending)
+            tensors |= {f"param/{name}": p for name, p in parameters.items()}
+            tensors |= {f"ema/{name}": p for name, p in zip(parameters, self.ema.shadow_params, strict=True)}
+            # The losses of all ranks: a run may go on with another number of them.
+            losses = distributed.gather_tensors(torch.stack(self.pending)[None]) if self.pending else []
+            progress = checkpoint.Progress(
+                run=self.run_.identity,
+                step=step,
+                device_seconds=self.clock.device_seconds(),
+                curve=self.curve,
+                pending=torch.cat(losses).double().mean(dim=0).tolist() if losses else [],
+            )
             if distributed.rank() == 0:
-                checkpoint.save_checkpoint(self.run_.folder / CHECKPOINT, tensors, progress)
+                checkpoint.save_checkpoint(self.run_.folder / CHECKPOINTS, tensors, progress, kept=self.run_.execution.checkpoints_kept)
+
+
+class _Pulse:
+    """What the ranks agree on every second or so: the signal that asked to stop, 0 for none, and whether a checkpoint is due.
+
+    A rank alone asks itself at every step, which costs nothing.
+
+    Args:
+        step: The steps done at the start.
+        minutes: The longest time between two checkpoints.
+    """
+
+    def __init__(self, step: int, minutes: float) -> None:
+        self._sec = 60 * minutes
+        self._saved = self._asked = time.monotonic()
+        self._last = step
+        self._next = step + 1
+
+    def __call__(self, step: int) -> tuple[int, bool]:
+        """Returns what is agreed on after a step."""
+        if step < self._next:
+            return 0, False
+        now = time.monotonic()
+        step_sec = (now - self._asked) / (step - self._last)
+        pause = 1 if distributed.ranks() == 1 else max(1, int(CHECK_SEC / max(step_sec, 1e-6)))
+        signal, due, hurry = distributed.highest(interruption.asked(), now - self._saved > self._sec, -pause)
+        self._asked, self._last, self._next = now, step, step - int(hurry)
+        return int(signal), bool(due)
+
+    def saved(self) -> None:
+        """Says that a checkpoint has been written."""
+        self._saved = time.monotonic()
 
 
 def _load(module: nn.Module, run: Run[Batch]) -> tuple[dict[str, Tensor], checkpoint.Progress] | None:
-    """Reads the run's checkpoint, if it has one, and puts its weights into the module."""
-    if run.folder is None or not (run.folder / CHECKPOINT).exists():
+    """Reads the run's newest checkpoint that is whole, if there is one, and puts its weights into the module."""
+    if run.folder is None:
         return None
-    tensors, progress = checkpoint.load_checkpoint(run.folder / CHECKPOINT, run.identity)
+    folder = run.folder / CHECKPOINTS
+    # The first rank looks, since it removes what is damaged: all must go on from the same one.
+    step = distributed.gather(checkpoint.newest_step(folder, run.identity) if distributed.rank() == 0 else None)[0]
+    if step is None:
+        return None
+    tensors, progress = checkpoint.load_checkpoint(folder, step, run.identity)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(tensors[f"param/{name}"])
@@ -202,9 +286,10 @@ def _warm_up(module: nn.Module, run: Run[Batch]) -> None:
     module.zero_grad()
 
 
-def _initialize(module: nn.Module, settings: Training) -> tuple[Any, Callable[[int], float]]:
+def _initialize(module: nn.Module, run: Run[Batch], settings: Training) -> tuple[Any, Callable[[int], float]]:
     """Wraps a module for DeepSpeed, with Adam; returns it and the learning rate's factor at each step."""
-    distributed.start()
+    distributed.start(run.execution.rank_timeout_sec)
+    monitor = {"enabled": run.execution.tensorboard, "output_path": str(run.folder), "job_name": "tensorboard"}
     on_gpu = distributed.device().type == "cuda"
     optimizer = torch.optim.Adam(module.parameters(), lr=settings.learning_rate, fused=on_gpu)
     engine, *_ = deepspeed.initialize(
@@ -212,11 +297,12 @@ def _initialize(module: nn.Module, settings: Training) -> tuple[Any, Callable[[i
         optimizer=optimizer,
         config={
             "train_batch_size": settings.batch_size,
-            "train_micro_batch_size_per_gpu": settings.batch_size // distributed.ranks(),
-            "gradient_accumulation_steps": 1,
+            "train_micro_batch_size_per_gpu": settings.batch_size // distributed.ranks() // run.accumulation,
+            "gradient_accumulation_steps": run.accumulation,
             "gradient_clipping": settings.gradient_clipping,  # DeepSpeed clips at 1.0 where the key is missing
             "zero_optimization": {"stage": settings.zero_stage},
             "steps_per_print": 10**12,
+            "tensorboard": monitor,
         },
     )
     schedule = get_scheduler(

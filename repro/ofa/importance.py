@@ -23,8 +23,15 @@ Importance = dict[str, Tensor]
 Batch = TypeVar("Batch")
 
 
+Scored = tuple[int, Importance]  # images of a batch, and the sum over them of every channel's score
+
+
 def pipe_importance(
-    model: nn.Module, pipes: tuple[Pipe, ...], batches: Iterable[Batch], losses: Callable[[nn.Module, Batch], Tensor]
+    model: nn.Module,
+    pipes: tuple[Pipe, ...],
+    batches: Iterable[Batch],
+    losses: Callable[[nn.Module, Batch], Tensor],
+    collect: Callable[[list[Scored]], list[Scored]] = lambda scored: scored,
 ) -> Importance:
     """Scores every channel of every pipe at both its ends and adds the two (paper, Formula 4).
 
@@ -33,6 +40,7 @@ def pipe_importance(
         pipes: What to score.
         batches: Batches of images with whatever `losses` needs.
         losses: Returns the training loss of each image of a batch, shape [B].
+        collect: Makes of the batches that were scored here all that were scored anywhere, in an order that does not depend on who did.
 
     Returns:
         For every pipe its channels' importances, shape [width]. In an attention pipe a channel is an offset inside a head: its score
@@ -40,16 +48,13 @@ def pipe_importance(
     """
     was_training = model.training
     model.eval()
-    totals: Importance = {}
-    images = 0
     try:
-        for batch in batches:
-            count, scores = _batch_scores(model, pipes, batch, losses)
-            images += count
-            totals = {name: totals[name] + score if totals else score for name, score in scores.items()}
+        scored = collect([_batch_scores(model, pipes, batch, losses) for batch in batches])
     finally:
         model.train(was_training)
-    return {name: total / images for name, total in totals.items()}
+    images = sum(count for count, _ in scored)
+    # One after the other: another order would round otherwise.
+    return {pipe.name: sum((scores[pipe.name] for _, scores in scored[1:]), scored[0][1][pipe.name]) / images for pipe in pipes}
 
 
 def other_scores(model: nn.Module, pipes: tuple[Pipe, ...], ranking: str, seed: int) -> Importance:
@@ -90,7 +95,7 @@ def _shared_by_heads(pipe: Pipe, score: Tensor) -> Tensor:
 
 def _batch_scores(
     model: nn.Module, pipes: tuple[Pipe, ...], batch: Batch, losses: Callable[[nn.Module, Batch], Tensor]
-) -> tuple[int, Importance]:
+) -> Scored:
     """Returns the number of images of a batch and the sum over them of every channel's score."""
     tapped: dict[str, Tensor] = {}
     hooks = []
