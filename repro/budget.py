@@ -8,10 +8,10 @@ from typing import Any
 
 from repro.config import Config
 from repro.errors import ReproError
-from repro.estimate import Estimate, duration
+from repro.estimate import Estimate
 from repro.harness import distributed
 from repro.harness.cells import Experiment, Method, plan_cells
-from repro.harness.progress import say
+from repro.harness.progress import duration, say
 from repro.harness.provenance import now_utc
 from repro.harness.storage import write_atomically
 from repro.stages import BUDGETS, stages

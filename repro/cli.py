@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from repro.config import SHIPPED, load_config
-from repro.errors import ReproError
+from repro.errors import InterruptionError, ReproError
 
 if TYPE_CHECKING:
     from repro.harness.cells import Cell, Experiment, Method
 
 Number = TypeVar("Number", int, float)
 STARTED = time.monotonic()
+WATCH_SEC = 2.0
 DEFAULT_METHODS = ("floor", "noise", "base", "untrained", "untrained_random", "ofa", "diff_pruning", "random")
 EPILOG = """examples:
   python -m repro run                                     the whole comparison on handwritten digits, about 15 minutes on two cores
@@ -27,12 +28,15 @@ EPILOG = """examples:
   python -m repro run --methods ofa_open --seeds 0,1,2    an ablation; README, "What is compared", lists them
   python -m repro estimate --config cifar10               what it would take, here and on other devices
   python -m repro run --set ofa_training.steps=2000 --results results/local-2000 --runs runs-2000
-  python -m repro status                                  what is done, running, interrupted, failed, missing
+  python -m repro run --config cifar10 --ranks 8 --yes    on eight GPUs of this machine; --hostfile FILE for several machines
+  python -m repro run --config cifar10 --parallel-cells 8 eight cells at a time, a GPU each
+  python -m repro run --config cifar10 --slurm jobs       writes a job array, a cell for each index; submits nothing
+  python -m repro status --watch                          what is done, running, interrupted, failed, missing
   python -m repro sizes --allocation uniform              what each size realises
   python -m repro extract --size 0.5 --out subnet         a folder that diffusers can load
   python -m paper_figures                                 tables and figures from the records
 
-exit codes: 0 done, 1 a cell failed (its record says why), 2 a mistake in what was asked for"""
+exit codes: 0 done, 1 a cell failed (its record says why), 2 a mistake in what was asked for, 75 interrupted or busy: run it again"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,6 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.verb(options))
+    except InterruptionError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     except ReproError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -111,6 +118,13 @@ def _add_options(name: str, verb: argparse.ArgumentParser) -> None:
         verb.add_argument("--seeds", type=_integers, default=[0], metavar="K,L", help="seeds (default: 0)")
     if name == "run":
         verb.add_argument("--yes", action="store_true", help="go on without being asked, however long it takes")
+        verb.add_argument("--ranks", type=int, default=1, metavar="N", help="processes on this machine that share every batch, a GPU each")
+        verb.add_argument("--parallel-cells", type=int, default=1, metavar="N", help="independent cells at a time, on GPUs of their own")
+        verb.add_argument("--hostfile", type=Path, metavar="FILE", help="ranks on other machines, through DeepSpeed's launcher")
+        verb.add_argument("--slurm", type=Path, metavar="DIR", help="write a Slurm job array there, a cell for each index, and stop")
+        verb.add_argument("--submit", action="store_true", help="with --slurm: submit it too")
+    if name == "status":
+        verb.add_argument("--watch", action="store_true", help="show it again every two seconds, until Ctrl-C")
     if name == "sizes":
         verb.add_argument("--allocation", metavar="RULE", help="gradual, formula5 or uniform (default: the configuration's)")
         verb.add_argument("--sizes", type=_floats, metavar="P,Q", help="sizes (default: all that the configuration trains)")
@@ -123,16 +137,85 @@ def _add_options(name: str, verb: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from repro.harness.interruption import listen
+
+    _check_launch(options)
+    listen()
+    if options.hostfile or (options.ranks > 1 and options.parallel_cells == 1):
+        from repro.launch import run_hosts, run_ranks
+
+        load_config(options.config, options.set)  # a mistake is told once, not by every rank
+        command = ["run", *_shared(options), *_asked(options)]
+        return run_hosts(command, options.hostfile) if options.hostfile else run_ranks(command, options.ranks)
     experiment, methods, cells = _planned(options)
+    if options.slurm:
+        return _slurm(options, experiment, methods, cells)
     from repro.budget import set_budget
+    from repro.harness import distributed
     from repro.harness.experiment import run_cells
     from repro.preflight import preflight
 
     begun = time.monotonic()
+    if distributed.ranks() > 1:
+        distributed.start(experiment.config.execution.rank_timeout_sec)
     experiment = set_budget(experiment, methods, keep=True)
     unpaid = time.monotonic() - begun + preflight(experiment, methods, cells, yes=options.yes)
+    if options.parallel_cells > 1:
+        from repro.side_by_side import run_side_by_side
+
+        return run_side_by_side(experiment, methods, cells, _shared(options), count=options.parallel_cells, ranks=options.ranks)
     run_cells(experiment, methods, cells, started=STARTED + unpaid)
+    distributed.stop()
     return 0
+
+
+def _check_launch(options: argparse.Namespace) -> None:
+    """Makes sure that the ways to start a run do not contradict each other."""
+    for flag, value in (("--ranks", options.ranks), ("--parallel-cells", options.parallel_cells)):
+        if value < 1:
+            raise ReproError(f"{flag} {value}: must be at least 1")
+    several = [flag for flag, used in (("--ranks", options.ranks > 1), ("--parallel-cells", options.parallel_cells > 1)) if used]
+    for flag, used in (("--hostfile", options.hostfile), ("--slurm", options.slurm)):
+        if used and several:
+            raise ReproError(
+                f"{flag}: goes without {several[0]}; the {'file' if flag == '--hostfile' else 'section cluster'} says how many"
+            )
+    if options.hostfile and options.slurm:
+        raise ReproError("--slurm: goes without --hostfile; the scheduler chooses the hosts")
+    if options.submit and not options.slurm:
+        raise ReproError("--submit: goes with --slurm DIR")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (several or options.hostfile or options.slurm):
+        raise ReproError(f"{(several or ['--hostfile, --slurm'])[0]}: this process is a rank of a run already; leave it out")
+
+
+def _slurm(options: argparse.Namespace, experiment: "Experiment", methods: dict[str, "Method"], cells: list["Cell"]) -> int:
+    import subprocess
+
+    from repro.harness.experiment import cells_to_run
+    from repro.slurm import write_slurm
+
+    todo = cells_to_run(experiment, methods, cells)
+    if not todo:
+        print(f"all {len(cells)} cells are done already")
+        return 0
+    script = write_slurm(experiment, methods, todo, options.slurm, _shared(options))
+    print(f"{len(todo)} cells; submit them with {script}")
+    return subprocess.run([str(script)], check=False).returncode if options.submit else 0
+
+
+def _shared(options: argparse.Namespace) -> list[str]:
+    """Returns the words of a command that all of its cells share."""
+    words = ["--config", options.config, *(word for value in options.set for word in ("--set", value))]
+    places = ("results", "runs", "cache", "data_root", "inception_weights")
+    given = {name.replace("_", "-"): getattr(options, name) for name in places if getattr(options, name) is not None}
+    return [*words, *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
+
+
+def _asked(options: argparse.Namespace) -> list[str]:
+    """Returns the words of a command that name its cells."""
+    words = ["--methods", ",".join(options.methods)] if options.methods else []
+    words += ["--sizes", ",".join(f"{size:g}" for size in options.sizes)] if options.sizes else []
+    return [*words, "--seeds", ",".join(map(str, options.seeds)), *(["--yes"] if options.yes else [])]
 
 
 def _estimate(options: argparse.Namespace) -> int:
@@ -165,6 +248,15 @@ def _planned(options: argparse.Namespace) -> tuple["Experiment", dict[str, "Meth
 
 def _status(options: argparse.Namespace) -> int:
     experiment, methods = _experiment(options)
+    while True:
+        text = _status_text(options, experiment, methods)
+        print(f"\x1b[2J\x1b[H{text}" if options.watch else text, flush=True)
+        if not options.watch:
+            return 0
+        time.sleep(WATCH_SEC)
+
+
+def _status_text(options: argparse.Namespace, experiment: "Experiment", methods: dict[str, "Method"]) -> str:
     from repro.harness.cells import plan_cells, state_of
 
     begun = {path.stem.partition("-")[0] for folder in (experiment.results, experiment.runs) for path in folder.glob("*-seed*")}
@@ -175,11 +267,9 @@ def _status(options: argparse.Namespace) -> int:
         state, remark = state_of(experiment, cell)
         rows.append((cell.name, state, remark))
     width = max(len(name) for name, _, _ in rows)
-    for name, state, remark in rows:
-        print(f"{name:<{width}}  {state:<11}  {remark}".rstrip())
+    lines = [f"{name:<{width}}  {state:<11}  {remark}".rstrip() for name, state, remark in rows]
     counts = {state: sum(row[1] == state for row in rows) for state in ("done", "running", "interrupted", "failed", "missing")}
-    print(", ".join(f"{count} {state}" for state, count in counts.items()), f"  ({experiment.results})")
-    return 0
+    return "\n".join([*lines, f"{', '.join(f'{count} {state}' for state, count in counts.items())}   ({experiment.results})"])
 
 
 def _sizes(options: argparse.Namespace) -> int:

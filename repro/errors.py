@@ -26,6 +26,12 @@ class BusyError(ReproError):
     exit_code = INTERRUPTED
 
 
+class LostRankError(ReproError):
+    """Another rank of the run has gone (exit code 75); nothing is recorded, the same command goes on."""
+
+    exit_code = INTERRUPTED
+
+
 class InterruptionError(BaseException):
     """A signal asked the process to end, and what can be gone on with is on the disk.
 

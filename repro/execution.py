@@ -69,6 +69,8 @@ class Cluster:
         for key in ("partition", "account"):
             check(key, all(sign.isalnum() or sign in "_-.," for sign in getattr(self, key)), "is no name that sbatch takes")
         for option in self.options:
-            check("options", option.startswith("-") and "\n" not in option, f"'{option}' is no option of sbatch, such as '--constraint=h100'")
+            check(
+                "options", option.startswith("-") and "\n" not in option, f"'{option}' is no option of sbatch, such as '--constraint=h100'"
+            )
         for line in self.setup:
             check("setup", "\n" not in line, "takes one shell line each")

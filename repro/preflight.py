@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 
 from repro.errors import ReproError
-from repro.estimate import Estimate, disk_gb, duration
+from repro.estimate import Estimate, disk_gb
 from repro.harness import distributed
 from repro.harness.cells import Cell, Experiment, Method, base_cell
 from repro.harness.cost import count_params
 from repro.harness.experiment import is_made
 from repro.harness.inception import LAYERS, inception_layer
 from repro.harness.pretrained import load_pretrained
-from repro.harness.progress import say
+from repro.harness.progress import duration, say
 from repro.harness.provenance import device_name
 from repro.joint import check_shares
 from repro.stages import BUDGETS, GB, Stage, stages, unfinished

@@ -12,11 +12,12 @@ from torch_fidelity import feature_extractor_inceptionv3
 from repro import estimate, stages, throughput
 from repro.config import SamplingLaw, load_config
 from repro.errors import ReproError
-from repro.estimate import Estimate, duration
+from repro.estimate import Estimate
 from repro.harness.cells import Cell, Experiment, plan_cells
 from repro.harness.cost import count_macs, count_params
 from repro.harness.denoiser import build_base
 from repro.harness.places import Places
+from repro.harness.progress import duration
 from repro.harness.records import write_record
 from repro.methods import METHODS
 from repro.ofa.pipes import unet2d_pipes

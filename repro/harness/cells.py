@@ -14,8 +14,8 @@ from repro.errors import ReproError
 from repro.harness.clock import Clock
 from repro.harness.data import Images, load_images
 from repro.harness.diffusion import noise_schedule
-from repro.harness.places import Places
 from repro.harness.lock import holder
+from repro.harness.places import Places
 from repro.harness.progress import CellProgress, duration, read_heartbeat
 from repro.harness.records import Record, read_record, record_path
 

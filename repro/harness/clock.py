@@ -59,7 +59,7 @@ class Clock:
 
         Args:
             saved: The phases, in device-seconds, where the run goes on from; empty when it starts over.
-            last_seen: The phases at the last sign of life, likewise. What evaluation did since is kept; all else that lies between was lost.
+            last_seen: The phases at the last sign of life, likewise. What evaluation did since is kept; all else between was lost.
         """
         for name, value in saved.items():
             self._seconds[name] += value / self._ranks

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 # DeepSpeed reads these when it is imported.
 if not torch.cuda.is_available():
@@ -30,6 +31,7 @@ __all__ = [
     "gather",
     "gather_tensors",
     "highest",
+    "is_loss_of_a_rank",
     "local_rank",
     "once",
     "rank",
@@ -85,7 +87,7 @@ def start(rank_timeout_sec: float | None = None) -> None:
     if ranks() == 1:
         store = dist.HashStore()  # type: ignore[attr-defined]
     else:
-        store, _, _ = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+        store, _, _ = next(iter(rendezvous("env://", timeout=TIMEOUT)))
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT, store=store, rank=rank(), world_size=ranks())
     if ranks() > 1:
         _control[:] = [dist.new_group(backend="gloo", timeout=TIMEOUT)]
@@ -145,6 +147,12 @@ def once(path: Path) -> Iterator[None]:
 def wait_for_all() -> None:
     """Returns once every rank has come here."""
     highest(0.0)
+
+
+def is_loss_of_a_rank(error: Exception) -> bool:
+    """Says whether an error means that another rank has gone, in the words of what connects them."""
+    words = ("gloo", "nccl", "connection closed", "connection reset", "socket", "timed out waiting")
+    return ranks() > 1 and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 
 def stop() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.config import Training
-from repro.errors import BusyError, ReproError, RunError
+from repro.errors import BusyError, LostRankError, ReproError, RunError
 from repro.harness import cost, distributed, evaluation, memory, provenance
 from repro.harness.arithmetic import set_arithmetic
 from repro.harness.cells import Cell, Experiment, Method, Product, base_cell, training_summary
@@ -58,7 +58,7 @@ def run_cells(experiment: Experiment, methods: dict[str, Method], cells: list[Ce
     open_cells = [cells[index] for index in distributed.gather([cells.index(cell) for cell in opened])[0]]
     if len(open_cells) < len(cells):
         say(f"{len(cells) - len(open_cells)} of {len(cells)} cells are done already and skipped")
-    weights = [_weight(experiment, methods[cell.method], cell) for cell in open_cells]
+    weights = [work_of(experiment, methods[cell.method], cell) for cell in open_cells]
     begun = time.monotonic()
     introduced: set[str] = set()
     for index, cell in enumerate(open_cells):
@@ -186,6 +186,9 @@ def _run_cell(experiment: Experiment, method: Method, cell: Cell, label: str, st
         with clock.phase("evaluate"):
             record |= _judge(experiment, method, cell, product, report)
     except Exception as error:
+        if distributed.is_loss_of_a_rank(error):
+            said = str(error).splitlines()[0]
+            raise LostRankError(f"{cell.name}: another rank has gone ({said}); run the same command again to go on") from error
         reason = str(error) if isinstance(error, ReproError) else f"{type(error).__name__}: {error}"
         finish_record(experiment, record, clock, report, status="failed", reason=reason)
         if isinstance(error, RunError):
@@ -323,7 +326,7 @@ def check_writable(experiment: Experiment) -> None:
             (folder / ".writable").unlink()
 
 
-def _weight(experiment: Experiment, method: Method, cell: Cell) -> float:
+def work_of(experiment: Experiment, method: Method, cell: Cell) -> float:
     """Returns a cell's work in forward passes of one image at full size, roughly: enough for the time left."""
     budget, judged = method.training(experiment.config), experiment.config.evaluation
     size = 0.25 + 0.75 * (0.5 if cell.size is None else cell.size)

@@ -29,9 +29,10 @@ def listen() -> None:
     """Takes over SIGTERM and SIGINT; where a launcher started this process, its death counts as SIGTERM."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _handle)
-    if os.environ.get(PARENT) and sys.platform == "linux":
+    parent = os.environ.pop(PARENT, "")  # what this process starts has another one
+    if parent and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, int(signal.SIGTERM))
-        if os.getppid() != int(os.environ[PARENT]):  # it died before that
+        if os.getppid() != int(parent):  # it died before that
             raise InterruptionError(signal.SIGTERM)
 
 

@@ -56,8 +56,8 @@ def accumulation(limit: float, *, batch_size: int, subnets: int, params: int, im
             return parts
     needed = (4 * TENSORS_PER_PARAMETER * params + MARGIN * image_bytes * subnets) / GIB
     raise ReproError(
-        f"execution.memory_gib: a rank may use {limit:.3g} GiB, and training needs {needed:.3g} GiB even with as few images at a time as can "
-        "be; allow more, or free the GPU"
+        f"execution.memory_gib: a rank may use {limit:.3g} GiB, and training needs {needed:.3g} GiB even with as few images at a time as "
+        "can be; allow more, or free the GPU"
     )
 
 

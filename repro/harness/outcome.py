@@ -49,9 +49,7 @@ def _variant(experiment: Experiment, method: Method) -> Record | None:
     return {"of": method.variant.of, "factor": method.variant.factor, "label": method.variant.label, "changes": changes}
 
 
-def finish_record(
-    experiment: Experiment, record: Record, clock: Clock, report: CellProgress, *, status: str, reason: str | None
-) -> None:
+def finish_record(experiment: Experiment, record: Record, clock: Clock, report: CellProgress, *, status: str, reason: str | None) -> None:
     """Adds the cost, of the slowest rank, and writes the record, from the first rank; where it failed, nobody waits for another."""
     done = status == "done"
     slowest = max(distributed.gather(clock.seconds()), key=lambda seconds: sum(seconds.values())) if done else clock.seconds()

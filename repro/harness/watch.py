@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any
 
-import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 
 from repro.errors import INTERRUPTED
 
@@ -33,14 +33,14 @@ class Watch(threading.Thread):
 
     def __init__(self, store: Any, rank: int, ranks: int, timeout_sec: float) -> None:
         super().__init__(name="signs of life", daemon=True)
-        self._store = dist.PrefixStore("signs", store.clone())
+        self._store = PrefixStore("signs", store.clone())
         self._rank = rank
         self._others = [other for other in range(ranks) if other != rank]
         self._timeout_sec = timeout_sec
         self._ended = threading.Event()
         self.at = "starting"
         self._last_round = time.monotonic()
-        self._where = {other: "" for other in self._others}
+        self._where = dict.fromkeys(self._others, "")
 
     def run(self) -> None:
         """Leaves signs and reads those of the others until the run ends."""

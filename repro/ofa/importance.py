@@ -93,9 +93,7 @@ def _shared_by_heads(pipe: Pipe, score: Tensor) -> Tensor:
     return score.view(pipe.groups, pipe.units).sum(dim=0).repeat(pipe.groups) if pipe.kind == "attention" else score
 
 
-def _batch_scores(
-    model: nn.Module, pipes: tuple[Pipe, ...], batch: Batch, losses: Callable[[nn.Module, Batch], Tensor]
-) -> Scored:
+def _batch_scores(model: nn.Module, pipes: tuple[Pipe, ...], batch: Batch, losses: Callable[[nn.Module, Batch], Tensor]) -> Scored:
     """Returns the number of images of a batch and the sum over them of every channel's score."""
     tapped: dict[str, Tensor] = {}
     hooks = []

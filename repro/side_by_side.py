@@ -1,0 +1,118 @@
+"""Independent cells side by side: each in a process of its own, on GPUs of its own where there are any."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from repro.errors import ReproError
+from repro.harness.cells import Cell, Experiment, Method, state_of
+from repro.harness.experiment import cells_to_run, check_writable, work_of
+from repro.harness.progress import say
+from repro.launch import MODULE, POLL_SEC, ended_with_this, last_words, start, threads_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lane:
+    """A place where one cell runs at a time; `devices` are its GPUs, none on a CPU."""
+
+    devices: tuple[str, ...] = ()
+
+
+def cell_arguments(shared: Sequence[str], cell: Cell) -> list[str]:
+    """Returns what comes after `python -m repro` to run one cell, given the words that all cells share."""
+    size = [] if cell.size is None else ["--sizes", f"{cell.size:g}"]
+    return ["run", *shared, "--methods", cell.method, *size, "--seeds", str(cell.seed), "--yes"]
+
+
+def run_side_by_side(
+    experiment: Experiment, methods: dict[str, Method], cells: list[Cell], shared: Sequence[str], *, count: int, ranks: int
+) -> int:
+    """Runs cells in processes of their own, the longest first among those whose needs are met; returns 1 where one failed, else 0.
+
+    Args:
+        experiment: The configuration and its folders.
+        methods: Every method by name.
+        cells: What to run, each after those it needs.
+        shared: The words of the command that all cells share.
+        count: How many at a time.
+        ranks: Ranks of each.
+
+    Raises:
+        ReproError: There are too few GPUs.
+    """
+    lanes = _lanes(count, ranks)
+    check_writable(experiment)
+    todo = cells_to_run(experiment, methods, cells)
+    if len(todo) < len(cells):
+        say(f"{len(cells) - len(todo)} of {len(cells)} cells are done already and skipped")
+    work = {cell: work_of(experiment, methods[cell.method], cell) for cell in todo}
+    waiting, failed = sorted(todo, key=lambda cell: -work[cell]), set[Cell]()
+    running: dict[Cell, tuple[subprocess.Popen[bytes], Lane]] = {}
+    processes: list[subprocess.Popen[bytes]] = []
+    form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    with ended_with_this(processes), tqdm(total=sum(work.values()), bar_format=form, leave=False, file=sys.stderr) as bar:
+        while waiting or running:
+            for cell, (process, lane) in list(running.items()):
+                if process.poll() is not None:
+                    del running[cell]
+                    lanes.append(lane)
+                    bar.update(work[cell])
+                    if not _ended_well(experiment, cell, process.returncode, f"[{len(todo) - len(waiting) - len(running)}/{len(todo)}]"):
+                        failed.add(cell)
+            for cell in list(waiting):
+                needs = set(methods[cell.method].needs(experiment.config, cell))
+                if needs & failed:
+                    waiting.remove(cell)
+                    failed.add(cell)
+                    say(f"{cell.name}: not begun, it needs {', '.join(needed.name for needed in needs & failed)}")
+                elif lanes and not needs & {*waiting, *running}:
+                    waiting.remove(cell)
+                    lane = lanes.pop(0)
+                    process = _begin(experiment, cell, shared, lane, count=count, ranks=ranks)
+                    processes.append(process)
+                    running[cell] = (process, lane)
+            bar.set_description_str(", ".join(cell.name for cell in running), refresh=False)
+            time.sleep(POLL_SEC)
+    return 1 if failed else 0
+
+
+def log_of(experiment: Experiment, cell: Cell) -> Path:
+    """Returns where what a cell's process prints goes."""
+    return experiment.runs / "logs" / f"{cell.name}.log"
+
+
+def _lanes(count: int, ranks: int) -> list[Lane]:
+    if not torch.cuda.is_available():
+        return [Lane()] * count
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    devices = named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+    if count * ranks > len(devices):
+        raise ReproError(f"--parallel-cells {count}: needs {count * ranks} GPUs, {len(devices)} are there; ask for fewer")
+    return [Lane(devices=tuple(devices[lane * ranks : (lane + 1) * ranks])) for lane in range(count)]
+
+
+def _begin(experiment: Experiment, cell: Cell, shared: Sequence[str], lane: Lane, *, count: int, ranks: int) -> "subprocess.Popen[bytes]":
+    log = log_of(experiment, cell)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    variables = {"CUDA_VISIBLE_DEVICES": ",".join(lane.devices)} if lane.devices else {}
+    command = [*MODULE, *cell_arguments(shared, cell), *(["--ranks", str(ranks)] if ranks > 1 else [])]
+    with log.open("ab") as output:
+        return start(command, variables | {"OMP_NUM_THREADS": threads_for(count * ranks)}, output)
+
+
+def _ended_well(experiment: Experiment, cell: Cell, code: int, label: str) -> bool:
+    """Says how a cell ended, and returns whether it is done."""
+    state, remark = state_of(experiment, cell)
+    if code == 0 and state == "done":
+        say(f"{label} {cell.name}: {remark or 'done'}")
+        return True
+    log = log_of(experiment, cell)
+    say(f"{label} {cell.name}: ended with code {code}: {last_words(log)} ({log})", to_stderr=True)
+    return False
