@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from repro.config import SHIPPED, load_config
-from repro.errors import InterruptionError, ReproError
+from repro.errors import INTERRUPTED, InterruptionError, ReproError
 
 if TYPE_CHECKING:
     from repro.harness.cells import Cell, Experiment, Method
@@ -50,12 +50,23 @@ def main(arguments: list[str] | None = None) -> int:
     except ReproError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except RuntimeError as error:
+        if "torch" not in sys.modules or not _lost_rank(error):
+            raise
+        print(f"error: another rank has gone ({str(error).splitlines()[0]}); run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing more may be written to it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
+
+
+def _lost_rank(error: RuntimeError) -> bool:
+    from repro.harness.distributed import is_loss_of_a_rank
+
+    return is_loss_of_a_rank(error)
 
 
 def _parser() -> argparse.ArgumentParser:

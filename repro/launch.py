@@ -76,7 +76,7 @@ def run_hosts(arguments: Sequence[str], hostfile: Path) -> int:
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile), *where, "--no_local_rank", "--module"]
     processes: list[subprocess.Popen[bytes]] = []
     with ended_with_this(processes):
-        processes.append(start([*launcher, "repro", *arguments], {}, None))
+        processes.append(start([*launcher, "repro", *arguments], {PARENT: ""}, None))  # its ranks are no children of this process
         return exit_code(processes[0].wait())
 
 
@@ -88,7 +88,7 @@ def start(command: Sequence[str], variables: Mapping[str, str], output: IO[bytes
         variables: Environment variables on top of those of this process.
         output: Where what it prints goes; None leaves it on the terminal.
     """
-    environment = os.environ | variables | {PARENT: str(os.getpid())}
+    environment = os.environ | {PARENT: str(os.getpid())} | variables
     return subprocess.Popen(command, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True)
 
 

@@ -1,8 +1,10 @@
 """The ranks of a run: one process by default, more where `--ranks`, torchrun, DeepSpeed's launcher or a scheduler started them."""
 
+import fcntl
 import json
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import timedelta
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 TIMEOUT = timedelta(hours=1)  # the other ranks wait while the first one computes a distance; a rank that is gone is named sooner
+_GET_ADDRESS = 0x8915  # SIOCGIFADDR, Linux
 _control: list[Any] = []  # the group in which decisions are taken on the CPU, so that no GPU is waited for
 
 
@@ -87,6 +90,7 @@ def start(rank_timeout_sec: float | None = None) -> None:
     if ranks() == 1:
         store = dist.HashStore()  # type: ignore[attr-defined]
     else:
+        _choose_interface()
         store, _, _ = next(iter(rendezvous("env://", timeout=TIMEOUT)))
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT, store=store, rank=rank(), world_size=ranks())
     if ranks() > 1:
@@ -94,6 +98,25 @@ def start(rank_timeout_sec: float | None = None) -> None:
         if rank_timeout_sec is not None:
             watch.begin(store, rank(), ranks(), rank_timeout_sec)
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def _choose_interface() -> None:
+    """Has gloo use the network interface that leads to the first rank.
+
+    By itself it takes the address that the machine's own name resolves to, which many systems set to a loopback address.
+    """
+    address = os.environ.get("MASTER_ADDR", "")
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))  # sends nothing
+            own = probe.getsockname()[0]
+            for _, name in socket.if_nameindex():
+                asked = fcntl.ioctl(probe, _GET_ADDRESS, name.encode().ljust(256, b"\0"))
+                if socket.inet_ntoa(asked[20:24]) == own:
+                    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+                    return
+    except OSError:
+        return  # its own choice has to do
 
 
 def gather(value: Any) -> list[Any]:

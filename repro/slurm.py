@@ -1,0 +1,224 @@
+"""What `--slurm` writes: a job array with one index for each cell, and the script that submits it."""
+
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from repro.errors import INTERRUPTED, ReproError
+from repro.execution import Cluster
+from repro.harness.cells import Cell, Experiment, Method
+from repro.harness.storage import write_atomically
+
+SCRIPT = "cells.sbatch"
+SUBMIT = "submit.sh"
+NOTICE_SEC = 120  # to write a checkpoint before the time limit
+FIRST_PORT, PORTS = 20_000, 10_000  # below those that systems hand out themselves
+
+SCRIPT_TEXT = """\
+#!/usr/bin/env bash
+# A job array: each index is a cell. {submit} submits it; `python -m repro run --slurm` wrote both.
+{directives}
+
+set -e
+{setup}
+set -uo pipefail
+
+shared=({shared})
+case "$SLURM_ARRAY_TASK_ID" in
+{cases}
+  *)
+    echo "{script}: index $SLURM_ARRAY_TASK_ID has no cell; there are 1 to {count}" >&2
+    exit 2
+    ;;
+esac
+
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
+MASTER_PORT=$(({first_port} + SLURM_JOB_ID % {ports})) # every index has a SLURM_JOB_ID of its own
+export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS={cpus}
+
+# Near the time limit Slurm tells this shell, and it tells the ranks: they write a checkpoint and end with {again}. SIGTERM comes here only
+# when the job is ended, by scancel for one; this shell outlives it, to see what the ranks made of it.
+noticed=no
+ended=no
+trap 'noticed=yes; scancel --signal=TERM "$SLURM_JOB_ID" || true' USR1
+trap 'ended=yes' TERM
+
+# A rank takes the GPU of its LOCAL_RANK, so each must see all GPUs of its node: none is bound to a task.
+rank='export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" WORLD_SIZE="$SLURM_NTASKS"; exec "$@"'
+srun --ntasks={ranks} --cpus-per-task={cpus} --kill-on-bad-exit=1 bash -c "$rank" rank "${{shared[@]}}" "${{cell[@]}}" --yes &
+step=$!
+while kill -0 "$step" 2>/dev/null; do
+  wait "$step" || true # a signal ends the wait, not the step
+done
+code=0
+wait "$step" || code=$?
+
+# srun returns the highest code of all ranks. {again} of several may hide that one of them failed, and would bring it back for ever; once
+# Slurm has given notice it is taken at its word, and so is a rank that was ended while it wound down.
+again=no
+if [[ $noticed == yes ]]; then
+  case "$code" in {again} | 137 | 143) again=yes ;; esac
+elif [[ $code == {again} && $ended == no ]]; then
+  [[ {ranks} != 1 ]] || again=yes
+fi
+if [[ $again == yes ]]; then
+  echo "{script}: index $SLURM_ARRAY_TASK_ID goes back to the queue and will go on from its checkpoint"
+  scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+fi
+exit "$code"
+"""
+
+SUBMIT_TEXT = """\
+#!/usr/bin/env bash
+# Submits {script}: one array for each set of cells that others need, so that a cell waits for those that it needs and for no other.
+set -euo pipefail
+
+folder=$(cd -- "$(dirname -- "${{BASH_SOURCE[0]}}")" && pwd)
+
+submit() {{
+  local job
+  job=$(sbatch --parsable --kill-on-invalid-dep=yes "$@" "$folder/{script}")
+  echo "${{job%%;*}}" # the name of the cluster may follow
+}}
+
+{submissions}
+"""
+
+
+def write_slurm(experiment: Experiment, methods: Mapping[str, Method], cells: list[Cell], folder: Path, arguments: Sequence[str]) -> Path:
+    """Writes `cells.sbatch`, a job array with one index for each cell, and `submit.sh`; submits nothing and returns the latter's path.
+
+    Args:
+        experiment: The configuration, whose section `cluster` says what a cell gets.
+        methods: Every method by name.
+        cells: What is yet to be made, each after those it needs; what is not among them is done.
+        folder: Where the scripts and the logs of the jobs go.
+        arguments: The words of the command that all cells share, such as `--config cifar10`; paths are those of the current folder.
+
+    Raises:
+        ReproError: The folder cannot be written, or its path or that of the current folder means something else to sbatch.
+    """
+    assert cells, "nothing to write a job array for"
+    folder = folder.resolve()
+    _check_path(folder, "name another one with --slurm")
+    _check_path(Path.cwd(), "run the command from another folder")
+    script, submit = folder / SCRIPT, folder / SUBMIT
+    write_atomically(script, _script(experiment, cells, folder, arguments).encode())
+    text = SUBMIT_TEXT.format(script=SCRIPT, submissions="\n\n".join(_submissions(experiment, methods, cells)))
+
+    def fill(path: Path) -> None:
+        path.write_text(text)
+        path.chmod(0o755)
+
+    write_atomically(submit, fill)
+    return submit
+
+
+def _check_path(path: Path, remedy: str) -> None:
+    if set(str(path)) & {"\\", "\n"}:
+        raise ReproError(f"{path}: sbatch takes no path with a backslash or a line break; {remedy}")
+
+
+def _script(experiment: Experiment, cells: list[Cell], folder: Path, arguments: Sequence[str]) -> str:
+    cluster = experiment.config.cluster
+    return SCRIPT_TEXT.format(
+        script=SCRIPT,
+        submit=SUBMIT,
+        directives="\n".join(f"#SBATCH {option}" for option in _options(experiment.config.name, cluster, folder)),
+        setup="\n".join(cluster.setup) or _this_python(),
+        shared=shlex.join(["python", "-m", "repro", "run", *arguments]),
+        cases="\n".join(_case(experiment, index, cell) for index, cell in enumerate(cells, 1)),
+        count=len(cells),
+        first_port=FIRST_PORT,
+        ports=PORTS,
+        cpus=cluster.cpus_per_rank,
+        ranks=cluster.nodes * _ranks_per_node(cluster),
+        again=INTERRUPTED,
+    )
+
+
+def _options(name: str, cluster: Cluster, folder: Path) -> list[str]:
+    """Returns the options of sbatch: every resource that is asked for, then what the script relies on."""
+    logs = str(folder).replace("%", "%%")
+    asked = {
+        f"--job-name=ofa-{name}": True,
+        f"--nodes={cluster.nodes}": True,
+        f"--ntasks-per-node={_ranks_per_node(cluster)}": True,
+        f"--gpus-per-node={cluster.gpus_per_node}": cluster.gpus_per_node > 0,
+        f"--cpus-per-task={cluster.cpus_per_rank}": True,
+        f"--mem={cluster.memory_gb_per_node}G": cluster.memory_gb_per_node > 0,
+        f"--time={_time(cluster.hours)}": True,
+        f"--partition={cluster.partition}": bool(cluster.partition),
+        f"--account={cluster.account}": bool(cluster.account),
+    }
+    return [
+        *(option for option, wanted in asked.items() if wanted),
+        *cluster.options,
+        "--requeue",
+        "--open-mode=append",
+        f"--output={_quoted(f'{logs}/%x-%A_%a.log')}",
+        f"--signal=B:USR1@{NOTICE_SEC}",
+        f"--chdir={_quoted(str(Path.cwd()))}",
+    ]
+
+
+def _ranks_per_node(cluster: Cluster) -> int:
+    return max(1, cluster.gpus_per_node)
+
+
+def _time(hours: float) -> str:
+    """Returns a time limit as D-HH:MM:SS."""
+    minutes, seconds = divmod(math.ceil(hours * 3600), 60)
+    return f"{minutes // 1440}-{minutes // 60 % 24:02}:{minutes % 60:02}:{seconds:02}"
+
+
+def _quoted(text: str) -> str:
+    """Quotes a value as sbatch reads it, which is not the shell: nothing is expanded, and a backslash counts in either kind of quotes."""
+    return '"' + text.replace('"', '\\"') + '"'
+
+
+def _this_python() -> str:
+    folder = shlex.quote(str(Path(sys.executable).absolute().parent))
+    return f'# cluster.setup is empty: the Python that wrote this file.\nexport PATH={folder}:"$PATH"'
+
+
+def _case(experiment: Experiment, index: int, cell: Cell) -> str:
+    words = ["--methods", cell.method]
+    if cell.size in experiment.config.sizes.reported:  # the base may have another, which --sizes does not take
+        words += ["--sizes", f"{cell.size:g}"]
+    return f"  {index}) cell=({shlex.join([*words, '--seeds', str(cell.seed)])}) ;; # {cell.name}"
+
+
+def _submissions(experiment: Experiment, methods: Mapping[str, Method], cells: list[Cell]) -> list[str]:
+    """Returns the calls of sbatch, one for each set of needed cells; whatever a cell needs comes in an earlier one."""
+    index_of = {cell: index for index, cell in enumerate(cells, 1)}
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for cell, index in index_of.items():
+        needed = methods[cell.method].needs(experiment.config, cell)
+        groups.setdefault(tuple(sorted(index_of[other] for other in needed if other in index_of)), []).append(index)
+    job_of: dict[int, str] = {}
+    calls = []
+    for number, (needs, members) in enumerate(groups.items(), 1):
+        job, indexes = f"job{number}", _compact(members)
+        waits, after = "", "now"
+        if needs:
+            waits = f' --dependency="afterok:{":".join(f"${{{job_of[index]}}}_{index}" for index in needs)}"'
+            after = f"after {', '.join(cells[index - 1].name for index in needs)}"
+        job_of |= dict.fromkeys(members, job)
+        calls.append(
+            f'{job}=$(submit --array={indexes}{waits})\necho "${job}: {len(members)} cell{"s" * (len(members) > 1)} ({indexes}), {after}"'
+        )
+    return calls
+
+
+def _compact(indexes: list[int]) -> str:
+    """Returns ascending indexes as sbatch takes them, such as 1-3,7."""
+    runs: list[list[int]] = []
+    for index in indexes:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
