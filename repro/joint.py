@@ -91,6 +91,7 @@ def make_joint(experiment: Experiment, cell: Cell, clock: Clock, report: CellPro
     config, settings = experiment.config, experiment.config.ofa_training
     base = load_model(experiment, base_cell(config)).to(distributed.device())
     pipes = unet2d_pipes(base)
+    report.stage("importance")
     with clock.phase("importance"):
         importance = score_base(experiment, base, cell.seed)
         scores = ranking_scores(experiment, base, importance, cell.seed)

@@ -4,6 +4,7 @@ torchrun starts ranks as well; `--ranks` differs in that the exit code and the o
 """
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -31,9 +32,7 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> int:
         arguments: What comes after `python -m repro`.
         ranks: How many; on a machine with GPUs each has its own.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _free_port()
     common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": threads_for(ranks)}
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder) / f"rank{rank}.txt" for rank in range(ranks)]
@@ -119,6 +118,22 @@ def threads_for(processes: int) -> str:
 def exit_code(returned: int) -> int:
     """Returns this command's exit code for what a process returned; one that was killed may simply be run again."""
     return returned if returned >= 0 else INTERRUPTED
+
+
+def _free_port() -> int:
+    """Returns a port that nobody listens on.
+
+    Below those that Linux gives to outgoing connections: one of these could be taken, by a waiting rank itself even, before the first
+    rank listens.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def _first_failure(processes: "list[subprocess.Popen[bytes]]") -> "subprocess.Popen[bytes] | None":

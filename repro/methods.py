@@ -33,9 +33,10 @@ def _make_base(experiment: Experiment, cell: Cell, clock: Clock, report: CellPro
     return Product(model=model, training=train_alone(experiment, cell, model, config.base_training, clock, report, model), realised=1.0)
 
 
-def _make_untrained(experiment: Experiment, cell: Cell, clock: Clock, _report: CellProgress) -> Product:
+def _make_untrained(experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress) -> Product:
     """Takes a size out of the base by the method's own plan, without training."""
     base = load_model(experiment, base_cell(experiment.config)).to(distributed.device())
+    report.stage("importance")
     with clock.phase("importance"):
         importance = score_base(experiment, base, cell.seed)
         plan = plan_of(experiment, base, importance, ranking_scores(experiment, base, importance, cell.seed))
@@ -56,6 +57,7 @@ def _make_baseline(recipe: str, trained: bool, experiment: Experiment, cell: Cel
         settings=config.pruning,
         seed=cell.seed,
     )
+    report.stage("importance")
     with clock.phase("importance"):
         model = starting_network(recipe, task)
     realised = size_of(base, model)

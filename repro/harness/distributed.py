@@ -24,6 +24,7 @@ os.environ.setdefault("LOCAL_RANK", "0")
 import deepspeed
 import deepspeed.ops
 
+from repro.errors import ReproError
 from repro.harness import watch
 from repro.harness.lock import one_at_a_time
 
@@ -91,13 +92,25 @@ def start(rank_timeout_sec: float | None = None) -> None:
         store = dist.HashStore()  # type: ignore[attr-defined]
     else:
         _choose_interface()
-        store, _, _ = next(iter(rendezvous("env://", timeout=TIMEOUT)))
+        store = _meet()
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT, store=store, rank=rank(), world_size=ranks())
     if ranks() > 1:
         _control[:] = [dist.new_group(backend="gloo", timeout=TIMEOUT)]
         if rank_timeout_sec is not None:
             watch.begin(store, rank(), ranks(), rank_timeout_sec)
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def _meet() -> Any:
+    """Returns the store of the meeting point that all ranks were told of."""
+    try:
+        return next(iter(rendezvous("env://", timeout=TIMEOUT)))[0]
+    except (RuntimeError, ValueError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ReproError(
+            f"MASTER_ADDR, MASTER_PORT: the ranks cannot meet at {place} ({str(error).splitlines()[0]}); name another port, or an address "
+            "of the first rank's machine that the others reach"
+        ) from error
 
 
 def _choose_interface() -> None:
@@ -174,7 +187,7 @@ def wait_for_all() -> None:
 
 def is_loss_of_a_rank(error: Exception) -> bool:
     """Says whether an error means that another rank has gone, in the words of what connects them."""
-    words = ("gloo", "nccl", "connection closed", "connection reset", "socket", "timed out waiting")
+    words = ("gloo", "nccl", "connection closed", "connection reset", "timed out waiting")
     return ranks() > 1 and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 
