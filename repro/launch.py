@@ -43,7 +43,7 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> int:
                     variables = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                     processes.append(start([*MODULE, *arguments], variables, None if rank == 0 else output))
             code = _first_failure(processes)
-        if code and processes.index(code) > 0:
+        if code:
             _explain(processes.index(code), code.returncode, logs[processes.index(code)])
     return exit_code(code.returncode) if code else 0
 
@@ -147,13 +147,13 @@ def _first_failure(processes: "list[subprocess.Popen[bytes]]") -> "subprocess.Po
 
 
 def _explain(rank: int, returned: int, log: Path) -> None:
-    """Says why a rank other than the first ended, whose output nobody saw."""
+    """Says why a rank ended; what the first had to say stands on the terminal already."""
     if returned < 0:
         name = signal.Signals(-returned).name
         print(f"error: rank {rank} was killed ({name}); run the same command again to go on from the last checkpoint", file=sys.stderr)
         return
-    print(f"error: rank {rank} ended with code {returned}:", file=sys.stderr)
-    print(last_words(log), file=sys.stderr)
+    if rank > 0:
+        print(f"error: rank {rank} ended with code {returned}:\n{last_words(log)}", file=sys.stderr)
 
 
 def last_words(log: Path) -> str:
