@@ -5,6 +5,7 @@ RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 python 
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -14,20 +15,24 @@ import repro  # noqa: F401  (before diffusers)
 from repro.config import Config, Training, load_config
 from repro.errors import ReproError
 from repro.harness import distributed
+from repro.harness.cells import Experiment
 from repro.harness.clock import Clock
 from repro.harness.cost import count_params
 from repro.harness.data import digits
 from repro.harness.denoiser import build_base
-from repro.harness.diffusion import NoisyBatches, image_losses, noise_schedule, predictor
+from repro.harness.diffusion import NoisyBatch, NoisyBatches, image_losses, noise_schedule, predictor
 from repro.harness.training import Run, train
 from repro.ofa.allocation import make_plan
 from repro.ofa.pipes import unet2d_pipes
 from repro.ofa.sampling_law import draw_sizes
 from repro.ofa.supernet import Supernet
+from repro.planning import score_base
 
 KINDS = ("base", "linear", "sandwich")
+PARTS = 2  # of a rank's slice, where it is accumulated
 STEPS = 6
 SIZES = (1.0, 0.75, 0.5, 0.25)
+BATCH = 24  # for up to 4 ranks, of 2 parts, of the 3 subnets of a sandwich step
 
 
 class StoppedError(Exception):
@@ -62,7 +67,7 @@ def sizes_of(kind: str, step: int) -> tuple[float, ...]:
     return draw_sizes(SIZES, law=kind, m=3.0, sandwich_random=1, seed=1, step=step)
 
 
-def run_of(config: Config, kind: str, batch_size: int = 8, folder: Path | None = None) -> Run:
+def run_of(config: Config, kind: str, batch_size: int = 8, folder: Path | None = None, accumulation: int = 1) -> Run:
     batches = NoisyBatches(
         digits(),
         noise_schedule(config.diffusion),
@@ -76,9 +81,18 @@ def run_of(config: Config, kind: str, batch_size: int = 8, folder: Path | None =
     def loss(module, batch, step):
         if kind == "base":
             return image_losses(predictor(module), batch).mean()
-        return torch.stack([image_losses(predictor(module, size), batch).mean() for size in sizes_of(kind, step)]).mean()
+        sizes = sizes_of(kind, step)
+        shared = zip(sizes, batch.shares(len(sizes)), strict=True)
+        return torch.stack([image_losses(predictor(module, size), part).mean() for size, part in shared]).mean()
 
-    return Run(identity="test", seed=0, batches=batches, loss=loss, folder=folder)
+    more = {"accumulation": accumulation, "split": NoisyBatch.parts}
+    return Run(identity="test", seed=0, batches=batches, loss=loss, folder=folder, **more)
+
+
+def scored(config: Config) -> Experiment:
+    """An experiment whose importance is asked for: 7 batches, so that ranks have different numbers of them."""
+    settings = replace(config.importance, images=56, batch_size=8)
+    return Experiment(config=replace(config, importance=settings), results=Path(), runs=Path(), source="")
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -109,8 +123,15 @@ def main(folder: Path) -> None:
     for kind in KINDS:
         for stage in (0, 1, 2):
             module = network(config, kind)
-            curve = train(module, run_of(config, kind), settings(stage), Clock(), quiet)
+            curve = train(module, run_of(config, kind, BATCH), settings(stage, BATCH), Clock(), quiet)
             keep(f"{kind}-{stage}", module, curve)
+    for stage in (0, 2):
+        module = network(config, "linear")
+        curve = train(module, run_of(config, "linear", BATCH, accumulation=PARTS), settings(stage, BATCH), Clock(), quiet)
+        keep(f"accumulated-{stage}", module, curve)
+    importance = score_base(scored(config), network(config, "base"), seed=1)
+    if distributed.rank() == 0:
+        safetensors.torch.save_file(importance, folder / "importance.safetensors")
     for stage in (1, 2):
         run, budget = run_of(config, "linear", folder=folder / f"resumed-{stage}"), settings(stage, checkpoint_every_steps=2)
         try:

@@ -147,7 +147,7 @@ def test_a_batch_depends_on_seed_and_step_alone_and_ranks_take_slices():
     other = LabelledBatches(images.pixels, images.labels, replace(TINY, seed=1), device=CPU)
     assert not torch.equal(whole[0], other(7)[0])
     parts = [LabelledBatches(images.pixels, images.labels, TINY, device=CPU, rank=rank, ranks=4)(7) for rank in range(4)]
-    assert all(torch.equal(one, torch.cat(two)) for one, two in zip(whole, zip(*parts, strict=True), strict=True))
+    assert all(torch.equal(one, torch.stack(two, dim=1).flatten(0, 1)) for one, two in zip(whole, zip(*parts, strict=True), strict=True))
 
 
 def test_a_set_with_test_images_is_trained_on_as_a_whole_and_judged_on_those():

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from repro.config import load_config
-from repro.errors import ReproError, RunError
+from repro.errors import BusyError, ReproError, RunError
 from repro.harness.clock import PHASES, Clock, device_hours, training_overhead
-from repro.harness.progress import is_alive, read_heartbeat
+from repro.harness.lock import held, holder
+from repro.harness.progress import read_heartbeat
 from repro.harness.records import read_record, read_records, record_path, write_record
 from repro.harness.storage import sha256_of_file, write_atomically
 
@@ -100,6 +101,14 @@ def test_resume_adds_what_was_saved_and_counts_what_was_lost(last_seen, lost, ev
     seconds = clock.seconds()
     assert seconds.pop("prepare") == pytest.approx(2, abs=0.1)
     assert seconds == {"importance": 1, "train": 10, "checkpoint": 1, "lost": lost, "evaluate": evaluate}
+
+
+def test_a_run_that_goes_on_with_another_number_of_ranks_keeps_its_device_hours():
+    saved, last_seen = seconds_of(train=80, evaluate=8), seconds_of(train=120, evaluate=16)
+    clock = Clock(ranks=4)
+    clock.resume(saved, last_seen)
+    assert clock.seconds() == pytest.approx(seconds_of(train=20, lost=10, evaluate=4), abs=0.1)
+    assert clock.device_seconds() == pytest.approx(seconds_of(train=80, lost=40, evaluate=16), abs=0.4)
 
 
 def test_device_hours_count_every_rank():
@@ -303,26 +312,42 @@ def test_missing_or_damaged_heartbeat_is_no_sign_of_life(tmp_path, content):
     if content is not None:
         (tmp_path / "heartbeat.json").write_text(content)
     assert read_heartbeat(tmp_path) == {}
-    assert not is_alive(read_heartbeat(tmp_path))
 
 
-def test_heartbeat_tells_a_living_process_from_a_dead_one_and_from_another_machine(tmp_path):
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    beat = {"pid": child.pid, "host": socket.gethostname(), "stage": "training", "done": 1, "total": 2}
+def test_heartbeat_tells_its_age_even_where_the_clock_was_set_back(tmp_path):
+    path = tmp_path / "heartbeat.json"
+    path.write_text('{"stage": "training"}')
+    for seconds, age in ((-90, 90), (90, 0)):
+        os.utime(path, (time.time() + seconds,) * 2)
+        assert read_heartbeat(tmp_path) == {"stage": "training", "age_sec": pytest.approx(age, abs=5)}
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from repro.harness.lock import held
+with held(Path(sys.argv[1]), "cell"):
+    print("held", flush=True)
+    input()
+"""
+
+
+def test_a_lock_names_its_holder_and_is_lifted_by_the_holder_s_death(tmp_path):
+    path = tmp_path / "runs" / ".cell.lock"
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        (tmp_path / "heartbeat.json").write_text(json.dumps(beat))
-        assert read_heartbeat(tmp_path) == beat
-        assert is_alive(beat)
-        assert not is_alive(beat | {"host": "another-machine"})
+        assert child.stdout.readline() == "held\n"
+        assert holder(path)["pid"] == child.pid
+        with pytest.raises(BusyError, match=f"cell: process {child.pid} on {socket.gethostname()}"), held(path, "cell"):
+            pass
     finally:
         child.kill()
         child.communicate()
-    assert not is_alive(beat)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may signal anyone")
-def test_process_of_another_user_is_alive():
-    assert is_alive({"pid": 1, "host": socket.gethostname()})
+    assert path.exists()  # what is left of the dead one bars nobody
+    assert holder(path) is None
+    with held(path, "cell"):
+        assert holder(path)["pid"] == os.getpid()
+    assert holder(path) is None
 
 
 # Configuration

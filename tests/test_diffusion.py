@@ -135,8 +135,18 @@ def test_the_slices_of_two_ranks_make_up_the_batch_of_one(schedule, step):
     whole = batches_of(digits(), schedule, horizontal_flip=True)(step)
     parts = [batches_of(digits(), schedule, horizontal_flip=True, rank=rank, ranks=2)(step) for rank in range(2)]
     assert all(len(part.noisy) == 16 for part in parts)
-    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("noisy", "noise", "timesteps")}
+    joined = {name: torch.stack([getattr(part, name) for part in parts], dim=1).flatten(0, 1) for name in ("noisy", "noise", "timesteps")}
     assert same(NoisyBatch(**joined), whole)
+
+
+@pytest.mark.parametrize(("ranks", "parts"), [(1, 1), (2, 1), (1, 4), (2, 2), (4, 2)])
+def test_which_subnet_an_image_goes_to_depends_on_neither_ranks_nor_parts(schedule, ranks, parts):
+    whole = [share.noisy for share in batches_of(digits(), schedule)(3).shares(4)]
+    pieces = [part.shares(4) for rank in range(ranks) for part in batches_of(digits(), schedule, rank=rank, ranks=ranks)(3).parts(parts)]
+    for subnet, expected in enumerate(whole):
+        ours = torch.cat([piece[subnet].noisy for piece in pieces])
+        assert torch.equal(torch.unique(ours, dim=0), torch.unique(expected, dim=0))
+        assert len(ours) == len(expected)
 
 
 def test_a_batch_depends_on_seed_and_step_alone(schedule):

@@ -16,14 +16,16 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from ranks import KINDS, SIZES, STEPS, StoppedError, network, quiet, run_of, settings, sizes_of, stop_at, weights
+from ranks import BATCH, KINDS, SIZES, STEPS, StoppedError, network, quiet, run_of, scored, settings, sizes_of, stop_at, weights
 from safetensors import safe_open
 
 from repro.cli import main
-from repro.config import Training, load_config
-from repro.errors import ReproError
+from repro.config import Execution, Training, load_config
+from repro.errors import ReproError, RunError
+from repro.harness.checkpoint import saved_steps
 from repro.harness.clock import Clock
 from repro.harness.training import Run, train
+from repro.planning import score_base
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "tiny.toml"
@@ -229,17 +231,21 @@ def test_dropout_depends_on_the_step_alone(tiny):
 # Over ranks
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    """The folder that two gloo ranks left."""
-    folder = tmp_path_factory.mktemp("ranks")
+def over_ranks(folder, ranks):
+    """Lets gloo ranks train what `ranks.py` says and returns the folder that they left."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     processes = []
     try:
-        for rank in range(2):
-            variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for rank in range(ranks):
+            variables = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
             with (folder / f"output-{rank}.txt").open("wb") as output:
                 script = [sys.executable, str(ROOT / "tests" / "ranks.py"), str(folder)]
                 variables["PYTHONPATH"] = str(ROOT)
@@ -249,8 +255,20 @@ def two_ranks(tmp_path_factory):
         for process in processes:
             process.kill()
             process.wait()
-    assert codes == [0, 0], "\n".join((folder / f"output-{rank}.txt").read_text()[-3000:] for rank in range(2))
+    assert codes == [0] * ranks, "\n".join((folder / f"output-{rank}.txt").read_text()[-3000:] for rank in range(ranks))
     return folder
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """The folder that two gloo ranks left."""
+    return over_ranks(tmp_path_factory.mktemp("two"), 2)
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def several_ranks(request, two_ranks, tmp_path_factory):
+    """The folder that two or four gloo ranks left."""
+    return two_ranks if request.param == 2 else over_ranks(tmp_path_factory.mktemp("four"), 4)
 
 
 @pytest.fixture(scope="module")
@@ -260,20 +278,44 @@ def one_rank():
     outcome = {}
     for kind in KINDS:
         module = network(config, kind)
-        trained = train(module, run_of(config, kind), settings(0), Clock(), quiet)
+        trained = train(module, run_of(config, kind, BATCH), settings(0, BATCH), Clock(), quiet)
         outcome[kind] = weights(module), trained
     return outcome
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_ranks_equal_one_on_the_same_global_batch(two_ranks, one_rank, tiny, kind, stage):
+def test_several_ranks_equal_one_on_the_same_global_batch(several_ranks, one_rank, tiny, kind, stage):
     expected, curve = one_rank[kind]
-    ours = safetensors.torch.load_file(two_ranks / f"{kind}-{stage}.safetensors")
+    ours = safetensors.torch.load_file(several_ranks / f"{kind}-{stage}.safetensors")
     assert gap(settled(ours), settled(expected)) < 1e-4
     assert gap(settled(expected), settled(weights(network(tiny, kind)))) > 1e-3  # the run moves the weights by more than the tolerance
-    their_curve = json.loads((two_ranks / f"{kind}-{stage}.json").read_text())
+    their_curve = json.loads((several_ranks / f"{kind}-{stage}.json").read_text())
     np.testing.assert_allclose(their_curve, curve, atol=1e-4)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_ranks_that_accumulate_equal_one_that_does_not(several_ranks, one_rank, stage):
+    expected, curve = one_rank["linear"]
+    ours = safetensors.torch.load_file(several_ranks / f"accumulated-{stage}.safetensors")
+    assert gap(settled(ours), settled(expected)) < 1e-4
+    np.testing.assert_allclose(json.loads((several_ranks / f"accumulated-{stage}.json").read_text()), curve, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["linear", "sandwich"])
+@pytest.mark.parametrize("parts", [2, 8])
+def test_an_accumulated_batch_trains_as_a_whole_one(one_rank, tiny, kind, parts):
+    module = network(tiny, kind)
+    curve = train(module, run_of(tiny, kind, BATCH, accumulation=parts), settings(0, BATCH), Clock(), quiet)
+    assert gap(settled(weights(module)), settled(one_rank[kind][0])) < 1e-4
+    np.testing.assert_allclose(curve, one_rank[kind][1], atol=1e-4)
+
+
+def test_importance_is_the_same_to_the_bit_whatever_the_number_of_ranks(several_ranks, tiny):
+    expected = score_base(scored(tiny), network(tiny, "base"), seed=1)
+    ours = safetensors.torch.load_file(several_ranks / "importance.safetensors")
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 
 def test_sizes_change_from_step_to_step_in_the_runs_over_ranks():
@@ -510,6 +552,59 @@ def resumable(killed_while_training, tmp_path):
     folder.mkdir(parents=True)
     shutil.copy(killed_while_training[0] / "copies" / "step-000000100.safetensors", folder)
     return folder
+
+
+def toy(folder, losses, **execution):
+    """A run of one weight whose loss at every step is given; its gradient is nothing."""
+    settled_at = Execution(**execution)
+    return Run(
+        identity="x", seed=0, batches=lambda step: step, loss=lambda m, _batch, step: m.weight.sum() * 0 + losses[step], folder=folder,
+        execution=settled_at,
+    )  # fmt: skip
+
+
+def test_an_exploding_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    losses = [1.0] * 10 + [0.1] * 20 + [20.0] * 70
+    budget = Training(steps=100, batch_size=1, learning_rate=1e-3, checkpoint_every_steps=7)
+    with pytest.raises(RunError, match=r"the loss exploded to 20 by step 3\d.*learning_rate.*the last good checkpoint is kept"):
+        train(torch.nn.Linear(1, 1), toy(tmp_path, losses), budget, Clock(), quiet)
+    assert saved_steps(tmp_path / "checkpoints") == [28, 21]
+
+
+@pytest.mark.parametrize("height", [9.0, 0.9])
+def test_a_loss_that_is_merely_high_goes_on(tmp_path, height):
+    losses = [1.0] * 10 + [0.05 if height > 1 else 0.001] * 40 + [height] * 50
+    budget = Training(steps=100, batch_size=1, learning_rate=1e-3)
+    assert len(train(torch.nn.Linear(1, 1), toy(tmp_path, losses), budget, Clock(), quiet)) == 50
+
+
+def test_weights_that_are_not_finite_are_never_kept(tmp_path):
+    def loss(module, _batch, step):
+        return module.weight.sum() * (math.inf if step == 5 else 0.0)
+
+    run = Run(identity="x", seed=0, batches=lambda step: step, loss=loss, folder=tmp_path)
+    budget = Training(steps=100, batch_size=1, learning_rate=1e-3, gradient_clipping=0.0, checkpoint_every_steps=2)
+    with pytest.raises(RunError, match="became"):
+        train(torch.nn.Linear(1, 1), run, budget, Clock(), quiet)
+    assert saved_steps(tmp_path / "checkpoints") == [4, 2]
+
+
+def test_checkpoints_come_by_time_as_well_and_the_newest_are_kept(tmp_path):
+    steps = []
+    run = toy(tmp_path, [1.0] * 100, checkpoint_minutes=1e-9, checkpoints_kept=3)
+    budget = Training(steps=100, batch_size=1, learning_rate=1e-3, checkpoint_every_steps=10**6)
+    train(torch.nn.Linear(1, 1), run, budget, Clock(), lambda step, *_: steps.append((step, saved_steps(tmp_path / "checkpoints"))))
+    assert steps[50] == (51, [50, 49, 48])
+    assert saved_steps(tmp_path / "checkpoints") == [99, 98, 97]
+
+
+def test_losses_go_to_tensorboard_where_that_is_asked_for(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    budget = Training(steps=10, batch_size=4, learning_rate=1e-3)
+    train(torch.nn.Linear(1, 1), toy(tmp_path, [float(step) for step in range(10)], tensorboard=True), budget, Clock(), quiet)
+    (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
+    read = events.EventAccumulator(str(folder)).Reload()
+    assert [(event.step, event.value) for event in read.Scalars("train/loss")] == [(4 * (step + 1), float(step)) for step in range(10)]
 
 
 @pytest.mark.parametrize("damage", ["head", "middle", "tail", "cut", "empty", "garbage", "stranger"])

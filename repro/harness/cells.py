@@ -249,9 +249,9 @@ def state_of(experiment: Experiment, cell: Cell) -> tuple[str, str]:
 def _progress(beat: dict[str, Any]) -> str:
     """Says how far a run is, how fast, how long it will still take at that, and when it last gave a sign of life."""
     parts = [f"{beat['stage']} {beat['done']:,}/{beat['total']:,}" if beat["total"] else str(beat["stage"])]
-    if beat["img_per_sec"]:
+    if beat.get("img_per_sec"):
         parts.append(f"{beat['img_per_sec']:,.0f} img/s")
-    if beat["sec_left"]:
+    if beat.get("sec_left"):
         parts.append(f"{duration(beat['sec_left'] / 3600)} left")
     return ", ".join([*parts, f"last sign {duration(beat['age_sec'] / 3600)} ago"])
 

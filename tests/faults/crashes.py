@@ -3,6 +3,7 @@
 import random
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,11 +52,11 @@ def killed(folder: Path, undisturbed: Experiment, seed: int) -> Outcome:
     return outcome
 
 
-def terminated(folder: Path, undisturbed: Experiment) -> Outcome:
+def terminated(folder: Path, undisturbed: Experiment, *, few: bool = False) -> Outcome:
     """SIGTERM and SIGINT: a checkpoint of the step at hand, the code that a scheduler requeues, and the same end."""
     outcome = Outcome("SIGTERM, as of a scheduler; SIGINT")
-    for number, code in ((signal.SIGTERM, INTERRUPTED), (signal.SIGINT, 130)):
-        for cell, stage in ((BASE, "training"), (SMALL, "sampling")):
+    for number, code in ((signal.SIGTERM, INTERRUPTED), (signal.SIGINT, 130))[: 1 if few else None]:
+        for cell, stage in ((BASE, "training"), (SMALL, "sampling"))[: 1 if few else None]:
             with outcome.trial(f"{number.name}, {stage}"):
                 run = Experiment(folder / f"{number.name}-{stage}")
                 process = run.start()
@@ -72,10 +73,11 @@ def terminated(folder: Path, undisturbed: Experiment) -> Outcome:
     return outcome
 
 
-def one_rank_dies(folder: Path, undisturbed: Experiment) -> Outcome:
+def one_rank_dies(folder: Path, undisturbed: Experiment, *, few: bool = False) -> Outcome:
     """SIGKILL of one of two ranks: the other does not wait for it, and the next command goes on."""
     outcome = Outcome("a rank of two killed")
-    for index, (cell, stage, rank) in enumerate(((BASE, "training", 1), (JOINT, "training", 0), (SMALL, "sampling", 1))):
+    moments = ((BASE, "training", 1), (JOINT, "training", 0), (SMALL, "sampling", 1))
+    for index, (cell, stage, rank) in enumerate(moments[: 1 if few else None]):
         with outcome.trial(f"rank {rank}, {stage}"):
             run = Experiment(folder / str(index), ranks=2)
             process = run.start()
@@ -88,10 +90,10 @@ def one_rank_dies(folder: Path, undisturbed: Experiment) -> Outcome:
     return outcome
 
 
-def one_rank_stops(folder: Path, undisturbed: Experiment) -> Outcome:
+def one_rank_stops(folder: Path, undisturbed: Experiment, *, few: bool = False) -> Outcome:
     """SIGSTOP of one of two ranks, as a machine or network that hangs: it is named, and the run ends."""
     outcome = Outcome("a rank of two stopped (SIGSTOP)")
-    for rank in (1, 0):
+    for rank in (1,) if few else (1, 0):
         with outcome.trial(f"rank {rank}"):
             run = Experiment(folder / str(rank), ranks=2, overrides=("execution.rank_timeout_sec=6",))
             process = run.start()
@@ -123,10 +125,10 @@ def other_ranks(folder: Path, undisturbed: Experiment) -> Outcome:
     return outcome
 
 
-def started_twice(folder: Path, undisturbed: Experiment) -> Outcome:
+def started_twice(folder: Path, undisturbed: Experiment, *, few: bool = False) -> Outcome:
     """Two of the same command at once: one does the work, the other says who does and stops."""
     outcome = Outcome("two launches at once")
-    for attempt in range(3):
+    for attempt in range(1 if few else 3):
         with outcome.trial(str(attempt)):
             run = Experiment(folder / str(attempt))
             processes = [run.start(), run.start()]
@@ -135,6 +137,16 @@ def started_twice(folder: Path, undisturbed: Experiment) -> Outcome:
             assert "is working on it" in run.said() and any(f"process {process.pid} " in run.said() for process in processes)
             assert_same(run, undisturbed)
     return outcome
+
+
+def gone(processes: list[int], limit_sec: float) -> bool:
+    """Waits until processes have ended, and returns whether they have."""
+    deadline = time.monotonic() + limit_sec
+    while time.monotonic() < deadline:
+        if not any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
