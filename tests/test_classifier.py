@@ -180,7 +180,7 @@ def test_test_images_that_come_out_wrong_are_an_error_and_leave_nothing(tmp_path
     wrong = replace(images, name="test", labels=(images.labels + 1) % 5)
     with pytest.raises(RunError, match=r"labels \d+\.\d% .*classifier\.least_accuracy asks for 90\.0%"):
         classifier_for(replace(images, test=wrong), replace(TINY, least_accuracy=0.9), tmp_path, no_report)
-    assert not list(tmp_path.iterdir())
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_images_with_one_label_have_no_classifier(tmp_path):
