@@ -176,7 +176,8 @@ def _run(options: argparse.Namespace) -> int:
 
         return run_side_by_side(experiment, methods, cells, _shared(options), count=options.parallel_cells, ranks=options.ranks)
     run_cells(experiment, methods, cells, started=STARTED + unpaid)
-    distributed.stop()
+    if distributed.ranks() > 1:
+        distributed.stop()
     return 0
 
 

@@ -133,7 +133,8 @@ def main(folder: Path) -> None:
     if distributed.rank() == 0:
         safetensors.torch.save_file(importance, folder / "importance.safetensors")
     for stage in (1, 2):
-        run, budget = run_of(config, "linear", folder=folder / f"resumed-{stage}"), settings(stage, checkpoint_every_steps=2)
+        run = run_of(config, "linear", BATCH, folder=folder / f"resumed-{stage}")
+        budget = settings(stage, BATCH, checkpoint_every_steps=2)
         try:
             train(network(config, "linear"), run, budget, Clock(), stop_at(3))
         except StoppedError:
