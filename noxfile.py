@@ -41,6 +41,12 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Kill, stop, fill, damage and cheat real runs, and print what was survived: under 20 minutes on two cores."""
+    session.run(_python(session, "tests"), "-m", "faults", *session.posargs, env={"PYTHONPATH": f"{HERE}{os.pathsep}{HERE / 'tests'}"})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and types."""
     python = _python(session, "lint")
