@@ -87,7 +87,7 @@ def start(command: Sequence[str], variables: Mapping[str, str], output: IO[bytes
         variables: Environment variables on top of those of this process.
         output: Where what it prints goes; None leaves it on the terminal.
     """
-    environment = os.environ | {PARENT: str(os.getpid())} | variables
+    environment = {**os.environ, PARENT: str(os.getpid()), **variables}
     return subprocess.Popen(command, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
