@@ -323,7 +323,7 @@ def check_writable(experiment: Experiment) -> None:
     if distributed.rank() == 0:
         for folder in (experiment.results, experiment.runs):
             write_atomically(folder / ".writable", b"")
-            (folder / ".writable").unlink()
+            (folder / ".writable").unlink(missing_ok=True)  # another run may try the same at this moment
 
 
 def work_of(experiment: Experiment, method: Method, cell: Cell) -> float:

@@ -73,11 +73,11 @@ def terminated(folder: Path, undisturbed: Experiment, *, few: bool = False) -> O
     return outcome
 
 
-def one_rank_dies(folder: Path, undisturbed: Experiment, *, few: bool = False) -> Outcome:
+def one_rank_dies(folder: Path, undisturbed: Experiment) -> Outcome:
     """SIGKILL of one of two ranks: the other does not wait for it, and the next command goes on."""
     outcome = Outcome("a rank of two killed")
     moments = ((BASE, "training", 1), (JOINT, "training", 0), (SMALL, "sampling", 1))
-    for index, (cell, stage, rank) in enumerate(moments[: 1 if few else None]):
+    for index, (cell, stage, rank) in enumerate(moments):
         with outcome.trial(f"rank {rank}, {stage}"):
             run = Experiment(folder / str(index), ranks=2)
             process = run.start()
@@ -125,10 +125,10 @@ def other_ranks(folder: Path, undisturbed: Experiment) -> Outcome:
     return outcome
 
 
-def started_twice(folder: Path, undisturbed: Experiment, *, few: bool = False) -> Outcome:
+def started_twice(folder: Path, undisturbed: Experiment) -> Outcome:
     """Two of the same command at once: one does the work, the other says who does and stops."""
     outcome = Outcome("two launches at once")
-    for attempt in range(1 if few else 3):
+    for attempt in range(3):
         with outcome.trial(str(attempt)):
             run = Experiment(folder / str(attempt))
             processes = [run.start(), run.start()]

@@ -59,7 +59,18 @@ def corrupt_data(folder: Path) -> Outcome:
                 path.write_bytes(
                     {"cut": content[:middle], "flipped": content[:middle] + b"\xff\x00" + content[middle + 2 :], "no npz": b"x"}[name]
                 )
-            _refused(folder, path.name, "--config", "cifar10_short", "--set", "hours=0", "--data-root", str(root), "--set", f"data.sha256={sha256}")
+            _refused(
+                folder,
+                path.name,
+                "--config",
+                "cifar10_short",
+                "--set",
+                "hours=0",
+                "--data-root",
+                str(root),
+                "--set",
+                f"data.sha256={sha256}",
+            )
     for name in ("cut image", "no image", "bomb"):
         with outcome.trial(name):
             root = folder / name.replace(" ", "-")
