@@ -1,12 +1,12 @@
 """Cells: the records of one experiment, checked and typed, as tables and figures need them."""
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from repro.errors import ReproError
-from repro.harness.records import Record
+from repro.errors import ReproError, one_line
+from repro.harness.records import MOST_LETTERS, Record
 
 METHOD_ORDER = (
     "base",
@@ -21,6 +21,9 @@ METHOD_ORDER = (
     "floor",
     "noise",
 )
+# A record may come from anybody: no number that means something lies outside, and ratios and squares of those inside are finite.
+LEAST, MOST = 1e-12, 1e18
+MOST_PIXELS = 2**24  # of a strip: 16 images of 1024 x 1024
 COUNTS = ("realised", "params", "macs", "macs_torch_pruning")
 
 
@@ -100,7 +103,7 @@ def cells_of(records: Iterable[Record]) -> list[Cell]:
             continue
         try:
             cells.append(_cell(record))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             cell = record["cell"]
             name = cell.get("name", "?") if isinstance(cell, dict) else "?"
             problem = f"lacks the key {error}" if isinstance(error, KeyError) else f"is malformed ({error})"
@@ -159,25 +162,50 @@ def mean(numbers: Iterable[float | None]) -> float | None:
 def _cell(record: Record) -> Cell:
     cell, size, cost = record["cell"], record.get("size") or {}, record.get("cost") or {}
     training, quality = record.get("training") or {}, record.get("quality") or {}
-    failed = record["status"] == "failed"
+    failed, name = record["status"] == "failed", str(cell["name"])
     return Cell(
-        name=str(cell["name"]),
+        name=name,
         method=str(cell["method"]),
-        size=_number(cell["size"]),
+        size=_size(cell["size"]),
         seed=int(cell["seed"]),
-        failure=str(record.get("reason") or "no reason recorded") if failed else None,
+        failure=one_line(str(record.get("reason") or "no reason recorded"), MOST_LETTERS) if failed else None,
         variant=Variant(**{key: str(record["variant"][key]) for key in ("of", "factor", "label")}) if record.get("variant") else None,
         delivered_by=tuple(record.get("delivered_by") or ()),
-        counts={key: size[key] for key in COUNTS if _number(size[key]) is not None} if size else {},
+        counts={key: number for key in COUNTS if (number := _number(size[key])) is not None} if size else {},
         device=_device(cost),
         device_hours=_number(cost.get("device_hours")),
-        phases_device_hours={phase: float(hours) for phase, hours in (cost.get("phases_device_hours") or {}).items()},
+        phases_device_hours={phase: _number(hours) or 0.0 for phase, hours in (cost.get("phases_device_hours") or {}).items()},
         train_pflop=_number(training.get("train_pflop")),
         metric=str(quality["metric"]) if quality else None,
         n_samples=int(quality["n_samples"]) if quality else None,
-        values=tuple(float(value) for value in quality["values"]) if quality else (),
-        strip=Strip(**{key: record["samples"][key] for key in ("file", "count", "height", "width")}) if record.get("samples") else None,
+        values=_values(quality["values"]) if quality else (),
+        strip=_strip(record["samples"], name) if record.get("samples") else None,
     )
+
+
+def _size(value: float | None) -> float | None:
+    size = _number(value)
+    if size is not None and not 0 < size <= 1:
+        raise ValueError(f"its size {size:g} does not lie in (0, 1]")
+    return size
+
+
+def _values(values: Sequence[float]) -> tuple[float, ...]:
+    """Returns the values of a quality, of which logarithms are taken."""
+    numbers = tuple(number for value in values if (number := _number(value)))
+    if not numbers or len(numbers) < len(values):
+        raise ValueError("its quality has no values, or one that is not positive")
+    return numbers
+
+
+def _strip(samples: Mapping[str, Any], name: str) -> Strip:
+    """Returns the strip of a cell, which lies where this program puts it and nowhere else."""
+    strip = Strip(**{key: samples[key] for key in ("file", "count", "height", "width")})
+    if strip.file != f"samples/{name}.png":
+        raise ValueError(f"samples.file is {strip.file!r:.80}, not 'samples/{name}.png'")
+    if min(strip.count, strip.height, strip.width) < 1 or strip.count * strip.height * strip.width > MOST_PIXELS:
+        raise ValueError(f"{strip.count} samples of {strip.width} x {strip.height} are no strip")
+    return strip
 
 
 def _device(cost: Mapping[str, Any]) -> str:
@@ -185,8 +213,12 @@ def _device(cost: Mapping[str, Any]) -> str:
     if not cost:
         return ""
     ranks = int(cost["ranks"])
-    return str(cost["device_name"]) if ranks == 1 else f"{cost['device_name']}, {ranks} ranks"
+    name = str(cost["device_name"]).lstrip("=+-@ ")  # which a spreadsheet would take for the beginning of a formula
+    return name if ranks == 1 else f"{name}, {ranks} ranks"
 
 
 def _number(value: float | None) -> float | None:
-    return None if value is None else float(value)
+    number = None if value is None else float(value)
+    if number and not LEAST <= number <= MOST:
+        raise ValueError(f"{number:g} lies outside of what can be")
+    return number

@@ -55,7 +55,9 @@ def _cost(key: str, says: str, currency: str, measure: str) -> Claim:
     def values(grid: Grid) -> list[float]:
         sizes = grid.sizes("ofa", INDEPENDENT)
         ofa, alone = (grid.costs(method, sizes, currency) for method in ("ofa", INDEPENDENT))
-        return [math.log(alone[seed] / ofa[seed]) for seed in sorted(ofa.keys() & alone.keys())] if sizes else []
+        return (
+            [math.log(alone[seed] / ofa[seed]) for seed in sorted(ofa.keys() & alone.keys()) if ofa[seed] and alone[seed]] if sizes else []
+        )
 
     return Claim(key=key, says=says, measure=measure, values=values, scale=math.exp, side="above", boundary=COST_FACTOR, unit="x")
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from paper_figures.cells import MissingRecordsError
 from paper_figures.evidence import CONFIDENCE, INDEPENDENT, Grid
 from paper_figures.evidence_tables import HOW, ablations_table
-from paper_figures.look import look_of
+from paper_figures.look import drawn, look_of
 
 LAWS = {
     "ofa_m1": ("linear, m = 1", "#E69F00", "s"),
@@ -59,7 +59,7 @@ def ablations(grid: Grid) -> Figure:
             )
         axes.axvline(0, color="#444444", linewidth=1.0, linestyle="--")
         names = [f"{row.factor}: {row.variant}" if row.factor != "method" else str(row.variant) for row in part.itertuples()]
-        axes.set_yticks(y, names)
+        axes.set_yticks(y, [drawn(name) for name in names])
         axes.set_ylim(-0.6, len(part) - 0.4)
         axes.set_title(f"against {look_of(reference).label}", loc="left")
     figure.supxlabel(f"Difference in {grid.metric}, % ({100 * CONFIDENCE:.0f} % interval over seeds; left is better)", fontsize=9)

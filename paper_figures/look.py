@@ -56,6 +56,11 @@ def look_of(method: str) -> Look:
     return Look(method, SPARE_COLOURS[number % len(SPARE_COLOURS)], SPARE_MARKERS[number // 7 % len(SPARE_MARKERS)])
 
 
+def drawn(text: str) -> str:
+    """Returns a text as matplotlib draws it to the letter: between two dollar signs it would set a formula."""
+    return text.replace("$", r"\$")
+
+
 @contextmanager
 def house_style() -> Iterator[None]:
     """Draws with the project's style alone: the user's own matplotlibrc must not change a figure."""

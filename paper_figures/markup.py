@@ -1,6 +1,7 @@
 """The table of results as people read it: scaled, with footnotes, in Markdown and LaTeX."""
 
 import math
+import re
 from collections.abc import Sequence
 from numbers import Integral
 
@@ -139,7 +140,8 @@ def _with_error(means: "pd.Series[float]", errors: "pd.Series[float]") -> list[s
 
 
 def _markdown_text(text: str) -> str:
-    return text.replace("|", r"\|").replace("\n", " ")
+    """Escapes what Markdown would take for a column, code, a link, an image or HTML."""
+    return re.sub(r"[\\|`<\[\]]", r"\\\g<0>", text).replace("\n", " ")
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int], left: int) -> list[str]:

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from paper_figures.cells import MissingRecordsError, sort_key
 from paper_figures.evidence import Grid
 from paper_figures.evidence_plots import ablations, balance, quality_vs_cost
-from paper_figures.look import house_style, look_of, save_figure
+from paper_figures.look import drawn, house_style, look_of, save_figure
 from paper_figures.overhead import Comparison, Term, comparisons, overhead_terms, total, why_not
 from paper_figures.published import Published
 from paper_figures.published_points import Point, add_published_legend, draw_published
@@ -103,7 +103,7 @@ def overhead(records: Sequence[Record]) -> Figure:
     for axes, device in zip(figure.subplots(len(devices), squeeze=False)[:, 0], devices, strict=True):
         ofa = [term for term in terms if term.device == device and term.approach == "ofa"]
         _draw_overhead(axes, [pair for pair in pairs if pair.device == device], ofa)
-        axes.set_title(f"Training overhead on {device}", loc="left", pad=26)
+        axes.set_title(drawn(f"Training overhead on {device}"), loc="left", pad=26)
     return figure
 
 
@@ -167,7 +167,7 @@ def _draw_quality(axes: Axes, rows: pd.DataFrame, columns: tuple[str, str], x: "
                 markersize=9 if method == "base" else None,
                 linestyle="none" if method == "base" else ":" if look.light else "-",
                 linewidth=1.0 if look.light else None,
-                label=f"{look.label}, {device}" if several else look.label,
+                label=drawn(f"{look.label}, {device}") if several else look.label,
                 zorder=2 if look.light else 4 if method == "base" else 3,
             )
     for floor in rows.loc[rows["method"] == "floor", value].dropna():

@@ -3,14 +3,14 @@
 import dataclasses
 import difflib
 import math
-import tomllib
 import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repro.errors import ReproError
+from repro.errors import ReproError, one_line
+from repro.harness.reading import MOST_INTEGER, read_toml
 from repro.sections import METRICS, check, one_of
 
 SECTIONS = ("sources", "references", "protocols", "entries")
@@ -146,8 +146,8 @@ def load_published(path: Path) -> list[Published]:
         ReproError: It cannot be read, or an entry has an unknown key, lacks one, or holds a value of the wrong kind or out of range.
     """
     try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        values = read_toml(path)
+    except (OSError, ValueError) as error:
         raise ReproError(
             f"{path}: not a readable TOML file ({error}); mend it, name another with --published or use --no-published"
         ) from error
@@ -206,7 +206,9 @@ def _known_keys(table: Table, known: tuple[str, ...], where: str) -> None:
 
 def _checked(key: str, value: object, hint: Any) -> object:
     kinds = [kind for kind in (typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)) if kind is not types.NoneType]
+    check(key, type(value) is not int or abs(value) < MOST_INTEGER, "must be an integer of at most 64 bits")
     if float in kinds and type(value) is int:
         value = float(value)
-    check(key, type(value) in kinds, f"must be of type {kinds[0].__name__}, not {value!r}")
+    check(key, type(value) in kinds, f"must be of type {kinds[0].__name__}, not {value!r:.80}")
+    check(key, type(value) is not str or value == one_line(value), "must be one line of at most 2,000 letters, without control characters")
     return value

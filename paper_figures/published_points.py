@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
 
-from paper_figures.look import LOOKS, look_of
+from paper_figures.look import LOOKS, drawn, look_of
 from paper_figures.published import Published
 
 GREY = "#555555"
@@ -34,7 +34,8 @@ def add_published_legend(figure: SubFigure, points: Sequence[Point], title: str 
     for point in points:
         groups.setdefault(point.entry.method, []).append(point.entry)
     names = {method: LOOKS[method].label if method in LOOKS else group[0].label for method, group in groups.items()}
-    labels = [f"{names[method]} (published): {', '.join(f'{entry.fid:.2f}' for entry in group)}" for method, group in groups.items()]
+    figures = {method: ", ".join(f"{entry.fid:.2f}" for entry in group) for method, group in groups.items()}
+    labels = [drawn(f"{names[method]} (published): {listed}") for method, listed in figures.items()]
     handles = [Line2D([], [], **_style(group[0])) for group in groups.values()]
     figure.legend(handles, labels, loc="outside lower center", ncols=2, title=title, title_fontsize=8, alignment="left")
 

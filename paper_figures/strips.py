@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 from matplotlib.figure import Figure
 
 from paper_figures.cells import Cell, MissingRecordsError, Strip, cells_of
@@ -57,12 +58,17 @@ def _images(folder: Path, strip: Strip) -> Image:
     """Returns the first images of a strip, of shape (count, height, width, 3), between 0 and 1."""
     path = folder / strip.file
     remedy = "delete it and its record and run the cell again"
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ReproError(f"{path}: a link to somewhere else; {remedy}")
     try:
-        pixels = np.asarray(matplotlib.image.imread(path), dtype=np.float64)
-    except (OSError, SyntaxError, ValueError) as error:
+        with PIL.Image.open(path, formats=("PNG",)) as image:  # its header alone: a small file can hold a huge image
+            width, height = image.size
+        if (width, height) == (strip.count * strip.width, strip.height):
+            pixels = np.asarray(matplotlib.image.imread(path), dtype=np.float64)
+    except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise ReproError(f"{path}: not a readable image ({error}); {remedy}") from error
-    if pixels.shape[:2] != (strip.height, strip.count * strip.width):
-        found = f"{pixels.shape[1]} x {pixels.shape[0]}"
+    if (width, height) != (strip.count * strip.width, strip.height):
+        found = f"{width} x {height}"
         raise ReproError(f"{path}: {found} pixels, but its record says {strip.count} images of {strip.width} x {strip.height}; {remedy}")
     colour = np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else pixels[:, :, :3]
     images = colour.reshape(strip.height, strip.count, strip.width, 3).transpose(1, 0, 2, 3)

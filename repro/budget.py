@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import tomllib
 from typing import Any
 
 from repro.config import Config
@@ -13,7 +12,9 @@ from repro.harness import distributed
 from repro.harness.cells import Experiment, Method, plan_cells
 from repro.harness.progress import duration, say
 from repro.harness.provenance import now_utc
+from repro.harness.reading import read_toml
 from repro.harness.storage import write_atomically
+from repro.sections import MOST_STEPS
 from repro.stages import BUDGETS, stages
 from repro.throughput import measure
 
@@ -33,7 +34,7 @@ def with_budget(experiment: Experiment) -> Experiment:
     if not experiment.config.hours or not path.exists():
         return experiment
     try:
-        values = tomllib.loads(path.read_text())
+        values = read_toml(path)
         steps = {section: _positive(values["steps"][section]) for section in BUDGETS}
         made_for = values["config_sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -87,8 +88,8 @@ def _with_steps(config: Config, steps: dict[str, int]) -> Config:
 
 
 def _positive(value: object) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{value!r} is no number of steps")
+    if type(value) is not int or not 1 <= value <= MOST_STEPS:
+        raise ValueError(f"{value!r:.80} is no number of steps")
     return value
 
 

@@ -7,7 +7,8 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import tomllib
+import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -15,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from repro.errors import ReproError
+from repro.errors import ReproError, one_line
 from repro.execution import Cluster, Execution
+from repro.harness.reading import MOST_INTEGER, parse_toml, read_toml
 from repro.sections import (
     Allocation,
     Base,
@@ -51,11 +53,13 @@ __all__ = [
     "SamplingLaw",
     "Sizes",
     "Training",
+    "build",
     "changed",
     "load_config",
 ]
 
 SHIPPED = Path(__file__).parent / "configs"
+NAME = re.compile("[A-Za-z0-9_-]{1,100}")
 CHANGE_NOTHING = ("execution", "cluster")
 
 
@@ -93,7 +97,7 @@ class Config:
     trial: bool = False
 
     def __post_init__(self) -> None:
-        check("name", self.name.replace("_", "").replace("-", "").isalnum(), "use letters, digits, '-' and '_' only: it names a folder")
+        check("name", NAME.fullmatch(self.name) is not None, "use at most 100 ASCII letters, digits, '-' and '_': it names a folder")
         check("hours", self.hours >= 0, "must not be negative; 0 takes the training steps as they are written")
         check("base_training.distillation", self.base_training.distillation == 0, "must be 0: the base has no teacher")
         chain = self.sizes.candidates == "chain"
@@ -123,13 +127,13 @@ def load_config(name_or_path: str, overrides: list[str] | None = None) -> Config
     """
     path = _find(name_or_path)
     try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        values = read_toml(path)
+    except (OSError, ValueError) as error:
         raise ReproError(f"{path}: not a readable TOML file ({error}); mend it or name another") from error
     for override in overrides or []:
         _override(values, override)
     try:
-        config = _build(Config, values, "")
+        config = build(Config, values)
     except ReproError as error:
         raise ReproError(f"{path}: {error}") from error
     assert isinstance(config, Config)
@@ -148,32 +152,12 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     return config
 
 
-def _find(name_or_path: str) -> Path:
-    shipped = {path.stem: path for path in SHIPPED.glob("*.toml")}
-    path = shipped.get(name_or_path, Path(name_or_path))
-    if not path.is_file():
-        raise ReproError(f"--config {name_or_path}: no such configuration; use {', '.join(sorted(shipped))}, or the path of a TOML file")
-    return path
+def build(cls: type, values: dict[str, Any], prefix: str = "") -> Any:
+    """Makes a dataclass from a table of TOML or JSON, checking names and kinds of values.
 
-
-def _override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise ReproError(f"--set {override}: write it as section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    *sections, leaf = key.strip().split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise ReproError(f"--set {override}: '{section}' is no section")
-    values[leaf] = value
-
-
-def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
-    """Makes a dataclass from a TOML table, checking names and kinds of values."""
+    Raises:
+        ReproError: An unknown or missing key, or a value of the wrong kind or out of range.
+    """
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in hints:
@@ -190,14 +174,41 @@ def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
         raise ReproError(f"{prefix}{error}") from error
 
 
+def _find(name_or_path: str) -> Path:
+    shipped = {path.stem: path for path in SHIPPED.glob("*.toml")}
+    path = shipped.get(name_or_path, Path(name_or_path))
+    if not path.is_file():
+        raise ReproError(f"--config {name_or_path}: no such configuration; use {', '.join(sorted(shipped))}, or the path of a TOML file")
+    return path
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ReproError(f"--set {override}: write it as section.key=value")
+    try:
+        value = parse_toml(f"value = {text}")["value"]
+    except ValueError:
+        value = text.strip()
+    *sections, leaf = key.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ReproError(f"--set {override}: '{section}' is no section")
+    values[leaf] = value
+
+
 def _convert(hint: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
         check(key, isinstance(value, dict), "must be a section")
-        return _build(typing.cast(type, hint), value, f"{key}.")
+        return build(typing.cast(type, hint), value, f"{key}.")
     if isinstance(hint, types.GenericAlias):
         check(key, isinstance(value, list), "must be a list, such as [1, 2]")
         return tuple(_convert(typing.get_args(hint)[0], item, key) for item in value)
+    check(key, type(value) is not int or abs(value) < MOST_INTEGER, "must be an integer of at most 64 bits")
     if hint is float and type(value) is int:
         value = float(value)
-    check(key, type(value) is hint, f"must be of type {hint.__name__}, not {value!r}")
+    check(key, type(value) is hint, f"must be of type {hint.__name__}, not {value!r:.80}")
+    check(key, True, f"must be a finite number, not {value}")
+    check(key, type(value) is not str or value == one_line(value), "must be one line of at most 2,000 letters, without control characters")
     return value

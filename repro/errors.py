@@ -6,12 +6,25 @@ import re
 import signal
 
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again; a scheduler requeues it
+MOST_LETTERS = 2000  # of a message: what a file holds may be quoted in it
+# What a terminal would obey: control characters, line separators, and those that turn the direction of writing; and halves of characters.
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def one_line(text: str, most: int = MOST_LETTERS) -> str:
+    """Returns a text on one line, without anything that a terminal would obey, its middle left out where it is too long."""
+    if len(text) > most:
+        text = f"{text[: most // 2]} ... {text[-most // 2 :]}"
+    return _OBEYED.sub(lambda found: " " if found[0] in "\t\n\r" else found[0].encode("unicode_escape").decode(), text)
 
 
 class ReproError(Exception):
     """A user's mistake: one line that names the file, key or flag and the remedy (exit code 2)."""
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class RunError(ReproError):

@@ -5,6 +5,7 @@ A section does not know its own name; who builds it puts the name before the mes
 
 import difflib
 import math
+import re
 from dataclasses import dataclass
 
 from repro.errors import ReproError
@@ -14,6 +15,12 @@ UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
 DATA_SETS = ("digits", "cifar10", "folder")
 METRICS = ("fid", "fid768", "fid_classifier")
 PRECISIONS = ("float32", "bfloat16")
+REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
+EXAMPLE = "such as google/ddpm-cifar10-32"
+# No network or run is larger. A configuration or an extracted folder may come from anybody: what it asks for must not fill the memory.
+MOST_LEVELS, MOST_BLOCKS, MOST_CHANNELS = 16, 64, 2**16
+MOST_STEPS, MOST_TIMESTEPS = 10**9, 10**6
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +63,15 @@ class Network:
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
+        check("block_out_channels", 1 <= levels <= MOST_LEVELS, f"needs 1 to {MOST_LEVELS} widths")
+        for key, most in (("sample_size", MOST_CHANNELS), ("channels", MOST_CHANNELS), ("layers_per_block", MOST_BLOCKS)):
+            within(key, getattr(self, key), most)
+        for width in self.block_out_channels:
+            within("block_out_channels", width, MOST_CHANNELS)
+        check("attention_head_dim", 0 <= self.attention_head_dim <= MOST_CHANNELS, f"must lie in [0, {MOST_CHANNELS}]; 0 makes one head")
         check("down_block_types", len(self.down_block_types) == levels, f"needs one entry for each of the {levels} widths")
         check("up_block_types", len(self.up_block_types) == levels, f"needs one entry for each of the {levels} widths")
+        check("downsample_padding", self.downsample_padding in (0, 1), "must be 0 or 1")
         check("dropout", 0 <= self.dropout < 1, "must lie in [0, 1)")
         for key, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
             for block in getattr(self, key):
@@ -76,7 +90,7 @@ class Diffusion:
     beta_end: float = 0.02
 
     def __post_init__(self) -> None:
-        check("num_train_timesteps", self.num_train_timesteps >= 1, "must be at least 1")
+        within("num_train_timesteps", self.num_train_timesteps, MOST_TIMESTEPS)
         one_of("beta_schedule", self.beta_schedule, ("linear", "scaled_linear", "squaredcos_cap_v2"))
         check("beta_start", 0 < self.beta_start <= self.beta_end < 1, "needs 0 < beta_start <= beta_end < 1")
 
@@ -183,7 +197,7 @@ class Training:
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size", "checkpoint_every_steps"):
-            check(key, getattr(self, key) >= 1, "must be at least 1")
+            within(key, getattr(self, key), MOST_STEPS)
         check("learning_rate", 0 < self.learning_rate < math.inf, "must be positive and finite")
         check("warmup_steps", self.warmup_steps >= 0, "must not be negative")
         check("gradient_clipping", self.gradient_clipping >= 0, "must not be negative; 0 clips nothing")
@@ -221,9 +235,9 @@ class Base:
     def __post_init__(self) -> None:
         one_of("source", self.source, ("train", "hub", "path"))
         one_of("weights", self.weights, ("ema", "raw", "unknown"))
-        check(
-            "repository", bool(self.repository) or self.source != "hub", "is needed by base.source = 'hub', such as google/ddpm-cifar10-32"
-        )
+        named = REPOSITORY.fullmatch(self.repository) is not None and ".." not in self.repository
+        check("repository", bool(self.repository) or self.source != "hub", f"is needed by base.source = 'hub', {EXAMPLE}")
+        check("repository", named or not self.repository, f"must be an owner and a name, {EXAMPLE}")
         pinned = len(self.revision) == 40 and set(self.revision) <= set("0123456789abcdef")
         check("revision", pinned or self.source != "hub", "must be the 40 digits of a commit: a branch's weights may change")
         check("folder", bool(self.folder) or self.source != "path", "is needed by base.source = 'path'")
@@ -304,7 +318,7 @@ class Compute:
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, PRECISIONS)
-        check("threads", self.threads >= 0, "must not be negative; 0 leaves it to torch")
+        check("threads", 0 <= self.threads <= MOST_THREADS, f"must lie in [0, {MOST_THREADS}]; 0 leaves it to torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,8 +358,9 @@ class Classifier:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("width", "levels", "blocks", "steps", "batch_size"):
-            check(key, getattr(self, key) >= 1, "must be at least 1")
+        limits = {"width": MOST_CHANNELS, "levels": MOST_LEVELS, "blocks": MOST_BLOCKS, "steps": MOST_STEPS, "batch_size": MOST_STEPS}
+        for key, most in limits.items():
+            within(key, getattr(self, key), most)
         for key in ("crop_padding", "warmup_steps"):
             check(key, getattr(self, key) >= 0, "must not be negative")
         check("label_smoothing", 0 <= self.label_smoothing < 1, "must lie in [0, 1)")
@@ -360,6 +375,11 @@ def check(key: str, holds: bool, what: str) -> None:
     """Raises a `ReproError` that names the key and says what it must be, unless it is so."""
     if not holds:
         raise ReproError(f"{key}: {what}")
+
+
+def within(key: str, value: int, most: int) -> None:
+    """Raises a `ReproError` that names the key, unless the value is at least 1 and not more than there ever is."""
+    check(key, 1 <= value <= most, f"must be at least 1 and at most {most:,}, not {value:,}")
 
 
 def one_of(key: str, value: str, known: tuple[str, ...]) -> None:

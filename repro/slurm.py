@@ -13,7 +13,8 @@ from repro.harness.storage import write_atomically
 
 SCRIPT = "cells.sbatch"
 SUBMIT = "submit.sh"
-NOTICE_SEC = 120  # to write a checkpoint before the time limit
+NOTICE_SEC = 120  # before the time limit, to write a checkpoint
+LEAST_SEC = 2 * NOTICE_SEC  # of a time limit; Slurm counts whole minutes, and its notice must find the ranks running
 FIRST_PORT, PORTS = 20_000, 10_000  # below those that systems hand out themselves
 
 SCRIPT_TEXT = """\
@@ -34,12 +35,13 @@ case "$SLURM_ARRAY_TASK_ID" in
     ;;
 esac
 
+ranks={ranks}
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 MASTER_PORT=$(({first_port} + SLURM_JOB_ID % {ports})) # every index has a SLURM_JOB_ID of its own
 export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS={cpus}
 
-# Near the time limit Slurm tells this shell, and it tells the ranks: they write a checkpoint and end with {again}. SIGTERM comes here only
-# when the job is ended, by scancel for one; this shell outlives it, to see what the ranks made of it.
+# Near the time limit Slurm tells this shell, and it tells the ranks, which write a checkpoint and end with {again}. SIGTERM comes here only
+# when the job is ended, by scancel for one; this shell outlives it, to pass on what the ranks make of it.
 noticed=no
 ended=no
 trap 'noticed=yes; scancel --signal=TERM "$SLURM_JOB_ID" || true' USR1
@@ -47,7 +49,7 @@ trap 'ended=yes' TERM
 
 # A rank takes the GPU of its LOCAL_RANK, so each must see all GPUs of its node: none is bound to a task.
 rank='export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" WORLD_SIZE="$SLURM_NTASKS"; exec "$@"'
-srun --ntasks={ranks} --cpus-per-task={cpus} --kill-on-bad-exit=1 bash -c "$rank" rank "${{shared[@]}}" "${{cell[@]}}" --yes &
+srun --ntasks="$ranks" --cpus-per-task={cpus} --kill-on-bad-exit=1 bash -c "$rank" rank "${{shared[@]}}" "${{cell[@]}}" --yes &
 step=$!
 while kill -0 "$step" 2>/dev/null; do
   wait "$step" || true # a signal ends the wait, not the step
@@ -55,13 +57,13 @@ done
 code=0
 wait "$step" || code=$?
 
-# srun returns the highest code of all ranks. {again} of several may hide that one of them failed, and would bring it back for ever; once
-# Slurm has given notice it is taken at its word, and so is a rank that was ended while it wound down.
+# srun ends all ranks when one fails, and returns the highest code: {again} of several may hide that failure, and would bring back for ever
+# a cell that cannot be made. After the notice alone it is taken at its word, and so is a rank that srun ended while it wound down.
 again=no
 if [[ $noticed == yes ]]; then
   case "$code" in {again} | 137 | 143) again=yes ;; esac
-elif [[ $code == {again} && $ended == no ]]; then
-  [[ {ranks} != 1 ]] || again=yes
+elif [[ $code == {again} && $ranks == 1 && $ended == no ]]; then
+  again=yes
 fi
 if [[ $again == yes ]]; then
   echo "{script}: index $SLURM_ARRAY_TASK_ID goes back to the queue and will go on from its checkpoint"
@@ -98,10 +100,13 @@ def write_slurm(experiment: Experiment, methods: Mapping[str, Method], cells: li
         arguments: The words of the command that all cells share, such as `--config cifar10`; paths are those of the current folder.
 
     Raises:
-        ReproError: The folder cannot be written, or its path or that of the current folder means something else to sbatch.
+        ReproError: The time limit is too short, the folder cannot be written, or sbatch takes no such path.
     """
     assert cells, "nothing to write a job array for"
-    folder = folder.resolve()
+    hours, folder = experiment.config.cluster.hours, folder.resolve()
+    if hours * 3600 < LEAST_SEC:
+        least = math.ceil(LEAST_SEC / 36) / 100
+        raise ReproError(f"cluster.hours: {hours:g} leaves no time between the start and the notice of the end; make it {least:g} or more")
     _check_path(folder, "name another one with --slurm")
     _check_path(Path.cwd(), "run the command from another folder")
     script, submit = folder / SCRIPT, folder / SUBMIT

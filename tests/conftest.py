@@ -34,3 +34,11 @@ def tiny() -> Config:
 def base(tiny):
     """A tiny base with random weights, fresh for each test."""
     return build_base(tiny.network, seed=0).eval()
+
+
+@pytest.fixture
+def marker(tmp_path):
+    """The file that a hostile file's code would make; nothing may have made it."""
+    path = tmp_path / "code-was-run"
+    yield path
+    assert not path.exists()

@@ -7,7 +7,8 @@ import io
 import pickle
 import tarfile
 import zipfile
-from pathlib import Path, PurePosixPath
+import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ from torchvision.datasets.utils import check_integrity, download_url
 from repro.errors import ReproError, storage_error
 from repro.harness.lock import one_at_a_time
 from repro.harness.places import Places
+from repro.harness.reading import open_regular
 
 Split = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]  # pixels [N, 32, 32, 3], labels [N]
 
 COPIES = f"{CIFAR10.base_folder}/, {CIFAR10.filename}, or train.npz and test.npz"
+MOST_BYTES = 2**31  # of a copy's arrays; CIFAR-10 has 184 MB
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # All that an array in a batch is made of, under the names that the numpy of 2009 gave it. numpy makes its own helper hard to name.
 ARRAY_PARTS = {
@@ -49,6 +52,7 @@ def read_cifar10(places: Places) -> tuple[Split, Split, bool]:
                 return *_from_folder(folder), True
         archive = root / CIFAR10.filename
         if archive.exists():
+            open_regular(archive).close()
             if not check_integrity(archive, CIFAR10.tgz_md5):
                 raise ReproError(f"{archive}: damaged: its MD5 is not the official one; fetch it anew from {CIFAR10.url}")
             return *_from_archive(archive), True
@@ -77,18 +81,22 @@ def _downloaded(folder: Path) -> Path:
 
 
 def _from_archive(archive: Path) -> tuple[Split, Split]:
-    """Reads the splits out of the official archive, whose MD5 is right, without unpacking it."""
+    """Reads the splits out of the official archive, whose MD5 is right, without unpacking it: no member's path or link is followed."""
+    wanted = {f"{CIFAR10.base_folder}/{name}": name for name, _ in CIFAR10.train_list + CIFAR10.test_list}
     contents = {}
     with tarfile.open(archive) as tar:
         for member in tar:
-            file = tar.extractfile(member)
+            file = tar.extractfile(member) if member.isfile() and member.name in wanted else None
             if file is not None:
-                contents[PurePosixPath(member.name).name] = file.read()
+                contents[wanted[member.name]] = file.read()
     return _join(archive, contents, CIFAR10.train_list), _join(archive, contents, CIFAR10.test_list)
 
 
 def _from_folder(folder: Path) -> tuple[Split, Split]:
-    contents = {name: (folder / name).read_bytes() for name, _ in CIFAR10.train_list + CIFAR10.test_list}
+    contents = {}
+    for name, _ in CIFAR10.train_list + CIFAR10.test_list:
+        with open_regular(folder / name) as file:
+            contents[name] = file.read()
     return _join(folder, contents, CIFAR10.train_list), _join(folder, contents, CIFAR10.test_list)
 
 
@@ -96,12 +104,23 @@ def _join(source: Path, contents: dict[str, bytes], batches: list[list[str]]) ->
     """Verifies batches, each by its MD5, and joins them."""
     pixels, labels = [], []
     for name, md5 in batches:
-        if hashlib.md5(contents[name], usedforsecurity=False).hexdigest() != md5:
+        if hashlib.md5(contents.get(name, b""), usedforsecurity=False).hexdigest() != md5:
             raise ReproError(f"{source / name}: damaged: its MD5 is not that of the official CIFAR-10; unpack the archive anew")
-        batch = _ArraysOnly(io.BytesIO(contents[name]), encoding="latin1", source=source / name).load()
-        pixels.append(batch["data"].reshape(-1, 3, 32, 32))
-        labels.append(np.asarray(batch["labels"], dtype=np.int64))
+        images, classes = _read_batch(source / name, contents[name])
+        pixels.append(images)
+        labels.append(classes)
     return np.concatenate(pixels).transpose(0, 2, 3, 1), np.concatenate(labels)
+
+
+def _read_batch(source: Path, content: bytes) -> Split:
+    """Returns the images, [N, 3, 32, 32], and labels of a batch, which is a pickle, of arrays alone."""
+    try:
+        batch = _ArraysOnly(io.BytesIO(content), encoding="latin1", source=source).load()
+        return batch["data"].reshape(-1, 3, 32, 32), np.asarray(batch["labels"], dtype=np.int64)
+    except ReproError:
+        raise
+    except Exception as error:  # a pickle that is damaged raises errors of every kind
+        raise ReproError(f"{source}: damaged ({error}); unpack the archive anew") from error
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -125,9 +144,11 @@ class _ArraysOnly(pickle.Unpickler):
 def _from_npz(path: Path) -> Split:
     """Reads a split that is kept as arrays: images, uint8 [N, 32, 32, 3], and labels, integers [N]."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
+            if sum(item.file_size for item in arrays.zip.infolist()) > MOST_BYTES:
+                raise ValueError(f"more than {MOST_BYTES >> 30} GiB")
             pixels, labels = arrays["images"], arrays["labels"]
-    except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, TypeError, AttributeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ReproError(f"{path}: not a readable npz file with the arrays images and labels ({error}); name another copy") from error
     fits = pixels.shape == (len(pixels), 32, 32, 3) and labels.shape == (len(pixels),) and len(pixels) > 0
     if not fits or pixels.dtype != np.uint8 or labels.dtype.kind not in "iu":

@@ -18,7 +18,7 @@ from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from repro.config import Classifier as Settings
-from repro.config import Compute, Training
+from repro.config import Compute, Training, build
 from repro.errors import ReproError, RunError
 from repro.harness import distributed
 from repro.harness.classifier_network import Classifier
@@ -26,8 +26,11 @@ from repro.harness.clock import Clock
 from repro.harness.data import Images, to_unit_range
 from repro.harness.labelled_batches import LabelledBatches
 from repro.harness.randomness import derive_seed, generator
+from repro.harness.reading import open_regular
 from repro.harness.storage import sha256_of_file, write_atomically
 from repro.harness.training import Reporter, Run, train
+from repro.harness.weights import load_weights
+from repro.sections import MOST_CHANNELS, check, within
 
 EXTRACTOR = "classifier"
 LAYER = "features"
@@ -127,17 +130,23 @@ def save_classifier(path: Path, model: Classifier, settings: Settings, accuracy:
 
 
 def load_classifier(path: Path) -> tuple[Classifier, float]:
-    """Loads a classifier and its accuracy.
+    """Loads a classifier and its accuracy; the file may come from a stranger.
 
     Raises:
         ReproError: The file is damaged.
     """
     try:
+        open_regular(path).close()
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["about"])
-        model = Classifier(about["channels"], about["classes"], about["width"], about["levels"], about["blocks"])
-        model.load_state_dict(safetensors.torch.load_file(path))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        shape = build(Settings, {key: about[key] for key in ("width", "levels", "blocks")})
+        for key in ("channels", "classes"):
+            within(key, about[key], MOST_CHANNELS)
+        check("accuracy", 0 <= about["accuracy"] <= 1, "must lie in [0, 1]")
+        with torch.device("meta"):
+            model = Classifier(about["channels"], about["classes"], shape.width, shape.levels, shape.blocks)
+        load_weights(model, path)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, ReproError) as error:
         raise ReproError(f"{path}: not a readable classifier ({error}); delete it and run the command again") from error
     return model.eval(), float(about["accuracy"])
 

@@ -1,7 +1,8 @@
 """Denoisers: building the base, and saving and loading a network whose widths differ from layer to layer.
 
 A pruned network's widths do not fit `UNet2DModel.from_pretrained`; `PrunedUNet2DModel` keeps them in its configuration and rebuilds them.
-A folder that `save_denoiser` wrote is a diffusers pipeline: `DDIMPipeline.from_pretrained(folder)` samples from it.
+A folder that `save_denoiser` wrote is a diffusers pipeline: `DDIMPipeline.from_pretrained(folder)` samples from it. `load_denoiser` and
+`load_pipeline` take such a folder from anybody: they read nothing but plain values and tensors, and build nothing but what is built here.
 """
 
 import inspect
@@ -18,12 +19,17 @@ from torch import nn
 
 from repro.config import Network
 from repro.errors import ReproError, storage_error
+from repro.harness.architecture import network_arguments, read_settings, sampler, unet_arguments
+from repro.harness.weights import load_weights
 from repro.ofa.supernet import reshape_modules
 
 # diffusers looks for ModelMixin in the module that defines a network.
 __all__ = ["ModelMixin", "PrunedUNet2DModel"]
 
 Widths = dict[str, list[int]]
+
+NETWORK, NETWORK_CONFIG, WEIGHTS = "unet", "config.json", "diffusion_pytorch_model.safetensors"
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 
 
 class PrunedUNet2DModel(UNet2DModel):
@@ -53,25 +59,6 @@ def build_base(settings: Network, *, seed: int, dropout: float = 0.0) -> UNet2DM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return UNet2DModel(**unet_arguments(settings), dropout=dropout)
-
-
-def unet_arguments(settings: Network) -> dict[str, Any]:
-    """Returns a configured architecture in the words of diffusers' `UNet2DModel`."""
-    return {
-        "sample_size": settings.sample_size,
-        "in_channels": settings.channels,
-        "out_channels": settings.channels,
-        "block_out_channels": settings.block_out_channels,
-        "down_block_types": settings.down_block_types,
-        "up_block_types": settings.up_block_types,
-        "layers_per_block": settings.layers_per_block,
-        "norm_num_groups": settings.norm_num_groups,
-        "norm_eps": settings.norm_eps,
-        "attention_head_dim": settings.attention_head_dim or None,
-        "flip_sin_to_cos": settings.flip_sin_to_cos,
-        "freq_shift": settings.freq_shift,
-        "downsample_padding": settings.downsample_padding,
-    }
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
@@ -131,17 +118,35 @@ def save_denoiser(model: UNet2DModel, scheduler: DDIMScheduler, folder: Path, *,
 
 
 def load_denoiser(folder: Path) -> PrunedUNet2DModel:
-    """Loads a network that `save_denoiser` wrote.
+    """Loads a network that `save_denoiser` wrote; the folder may come from a stranger.
 
     Raises:
         ReproError: The folder holds no such network, or a damaged one.
     """
     try:
-        model: PrunedUNet2DModel = PrunedUNet2DModel.from_pretrained(folder / "unet", use_safetensors=True, low_cpu_mem_usage=False)
-        return model
-    except Exception as error:  # diffusers and safetensors raise errors of many kinds for one reason: the folder is not what it should be
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ReproError(f"{folder}: not a readable network ({reason}); delete the folder and run its cell again") from error
+        arguments = network_arguments(read_settings(folder / NETWORK / NETWORK_CONFIG, "PrunedUNet2DModel"))
+        with torch.device("meta"):
+            model: PrunedUNet2DModel = PrunedUNet2DModel(**arguments)
+            _try_out(model)
+        load_weights(model, folder / NETWORK / WEIGHTS)
+        model.eval()
+    except Exception as error:  # diffusers raises errors of many kinds for one reason: the folder is not what it should be
+        raise _unreadable(folder, "network", error) from error
+    return model
+
+
+def load_pipeline(folder: Path | str) -> DDIMPipeline:
+    """Loads a network and its sampler that `save_denoiser` wrote; the folder may come from a stranger.
+
+    Raises:
+        ReproError: The folder holds no such pipeline, or a damaged one.
+    """
+    model = load_denoiser(Path(folder))
+    try:
+        scheduler = sampler(read_settings(Path(folder) / SCHEDULER_CONFIG, "DDIMScheduler"))
+    except (OSError, ValueError, KeyError, ReproError) as error:
+        raise _unreadable(Path(folder), "sampler", error) from error
+    return DDIMPipeline(unet=model, scheduler=scheduler)
 
 
 def count_params(parameters: Iterable[torch.Tensor]) -> int:
@@ -149,11 +154,32 @@ def count_params(parameters: Iterable[torch.Tensor]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
+@torch.no_grad()
+def _try_out(model: UNet2DModel) -> None:
+    """Computes without numbers, which fails where the widths of one layer do not fit those of the next."""
+    size = model.config["sample_size"]
+    model(torch.empty(1, model.config["in_channels"], size, size), torch.zeros(1))
+
+
+def _narrows(width: Any, whole: list[int]) -> bool:
+    """Says whether a layer's width is that of the whole network's layer or less."""
+    if not isinstance(width, list | tuple) or len(width) != len(whole):
+        return False
+    return all(type(channels) is int and 1 <= channels <= most for channels, most in zip(width, whole, strict=True))
+
+
+def _unreadable(folder: Path, what: str, error: Exception) -> ReproError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ReproError(f"{folder}: not a readable {what} ({reason}); delete the folder and run its cell again, or fetch it again")
+
+
 def _apply_widths(model: UNet2DModel, widths: Widths) -> None:
     """Reshapes layers to the widths and gives the reshaped parameters storage, uninitialised, where the model has it."""
-    device = next(model.parameters()).device
+    device, whole = next(model.parameters()).device, channel_widths(model)
     shapes: dict[str, tuple[int, ...]] = {}
     for name, width in widths.items():
+        if name not in whole or not _narrows(width, whole[name]):
+            raise ReproError(f"widths: {name} is {width!r:.80}, and the whole network's {whole.get(name, 'has no such layer')}")
         weight = model.get_submodule(name).weight
         shapes[f"{name}.weight"] = (*width, *weight.shape[len(width) :])
         if getattr(model.get_submodule(name), "bias", None) is not None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,9 @@ from repro.harness.lock import one_at_a_time
 from repro.harness.storage import write_atomically
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # whatever a file is called: Pillow would hand an EPS to Ghostscript, which runs programs
+MOST_PIXELS = 2**26  # of an image; many are decoded at once, and a small file can hold a huge one
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # a warning where warnings are errors
 MODES = {1: "L", 3: "RGB"}  # of Pillow, for a network's channels
 
 Pixels = npt.NDArray[np.uint8]
@@ -77,6 +81,8 @@ def _files(folder: Path) -> Iterator[tuple[str, int, int]]:
                     status = path.stat()
                 except OSError as error:
                     refuse(error)
+                if not stat.S_ISREG(status.st_mode):
+                    raise ReproError(f"data.folder: {path}: no regular file; take it out of the folder")
                 yield path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns
 
 
@@ -103,10 +109,12 @@ def _decode(folder: Path, names: list[str], channels: int, size: int, target: Pa
 def _image(path: Path, channels: int, size: int) -> bytes:
     """Returns one image as [S, S, C]; what is S x S already comes through untouched."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
             mode = image.mode
             square = ImageOps.fit(image.convert(MODES[channels]), (size, size), Image.Resampling.LANCZOS)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, *BOMBS) as error:
         raise ReproError(f"{path}: not a readable image ({error}); mend it or take it out of data.folder") from error
     if mode.startswith(("I", "F")):  # Pillow would clip these to 8 bits without a word
         raise ReproError(f"{path}: has more than 8 bits a channel (Pillow's mode {mode}); convert it or take it out of data.folder")

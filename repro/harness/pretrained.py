@@ -1,7 +1,6 @@
 """A base that was trained elsewhere: from the Hugging Face hub, at a pinned commit, or from a diffusers folder."""
 
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,11 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from repro.config import Base, Config
 from repro.errors import ReproError
-from repro.harness.denoiser import build_base
+from repro.harness.denoiser import NETWORK, NETWORK_CONFIG, WEIGHTS, build_base
 from repro.harness.diffusion import noise_schedule
+from repro.harness.reading import read_json
+from repro.harness.weights import load_weights
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-NETWORK_CONFIG = "config.json"
 SCHEDULE_KEYS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
 
 
@@ -35,12 +34,13 @@ def load_pretrained(config: Config, cache: Path) -> UNet2DModel:
     folder = _network_folder(_download(settings, cache) if settings.source == "hub" else Path(settings.folder), settings)
     _check_network(folder, config)
     _check_schedule(folder, config)
+    with torch.device("meta"):
+        model = build_base(config.network, seed=0)
     try:
-        model: UNet2DModel = UNet2DModel.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
-    except Exception as error:  # diffusers and safetensors raise errors of many kinds for one reason: the folder is not what it should be
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ReproError(f"{_name(settings)}: {folder / WEIGHTS} is not readable ({reason}); fetch it again") from error
-    return model
+        load_weights(model, folder / WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise ReproError(f"{_name(settings)}: {folder / WEIGHTS} is not readable ({error}); fetch it again") from error
+    return model.eval()
 
 
 def origin(settings: Base) -> dict[str, str]:
@@ -71,7 +71,7 @@ def _download(settings: Base, cache: Path) -> Path:
 
 def _network_folder(folder: Path, settings: Base) -> Path:
     """Returns where the network lies: the folder itself, or the `unet` of a pipeline."""
-    for candidate in (folder, folder / "unet"):
+    for candidate in (folder, folder / NETWORK):
         if (candidate / NETWORK_CONFIG).is_file():
             if not (candidate / WEIGHTS).is_file():
                 raise ReproError(
@@ -91,7 +91,9 @@ def _check_network(folder: Path, config: Config) -> None:
     for key in sorted(defaults.keys() & ours.keys() - {"dropout", "sample_size"}):
         mine, other = _plain(ours[key]), _plain(theirs.get(key, defaults[key]))
         if mine != other:
-            raise ReproError(f"{_name(config.base)}: its {key} is {other!r}, the configuration's network has {mine!r}; change [network]")
+            raise ReproError(
+                f"{_name(config.base)}: its {key} is {other!r:.80}, the configuration's network has {mine!r}; change [network]"
+            )
     if theirs.get("widths"):
         raise ReproError(f"{_name(config.base)}: {folder} is a pruned network; a base is whole")
 
@@ -105,14 +107,16 @@ def _check_schedule(folder: Path, config: Config) -> None:
         theirs = _read_json(path)
         for key in SCHEDULE_KEYS:
             if key in theirs and theirs[key] != ours[key]:
-                raise ReproError(f"{path}: its {key} is {theirs[key]!r}, the configuration says {ours[key]!r}; change diffusion.{key}")
+                raise ReproError(f"{path}: its {key} is {theirs[key]!r:.80}, the configuration says {ours[key]!r}; change diffusion.{key}")
         if theirs.get("prediction_type", "epsilon") != "epsilon":
-            raise ReproError(f"{path}: the network predicts '{theirs['prediction_type']}'; only one that predicts the noise can be used")
+            raise ReproError(
+                f"{path}: the network predicts {theirs['prediction_type']!r:.80}; only one that predicts the noise can be used"
+            )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise ReproError(f"{path}: not readable ({error}); fetch it again") from error
     if not isinstance(content, dict):

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -46,11 +47,37 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
-        """Reads the text of `to_json`."""
-        values = json.loads(text)
-        kept = {float(size): {name: tuple(channels) for name, channels in pipes.items()} for size, pipes in values["kept"].items()}
-        params = {float(size): count for size, count in values["params"].items()}
-        return cls(kept=kept, params=params, params_base=values["params_base"], params_internal=values["params_internal"])
+        """Reads the text of `to_json`.
+
+        Raises:
+            ValueError: It is no such text.
+        """
+        try:
+            values = json.loads(text)
+            kept = {float(size): {name: tuple(channels) for name, channels in pipes.items()} for size, pipes in values["kept"].items()}
+            params = {float(size): int(count) for size, count in values["params"].items()}
+            counts = {key: int(values[key]) for key in ("params_base", "params_internal")}
+        except (AttributeError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        if kept.keys() != params.keys() or not all(0 < size <= 1 for size in kept):
+            raise ValueError("its sizes are not those of a plan")
+        return cls(kept=kept, params=params, **counts)
+
+    def check(self, widths: Mapping[str, int]) -> None:
+        """Makes sure that a plan is one for these pipes.
+
+        Args:
+            widths: Pipe name -> channels.
+
+        Raises:
+            ReproError: It is another network's.
+        """
+        for size, pipes in self.kept.items():
+            for name in sorted(pipes.keys() | widths.keys()):
+                kept, width = pipes.get(name, ()), widths.get(name, 0)
+                inside = all(type(channel) is int and 0 <= channel < width for channel in kept)
+                if not kept or not inside or sorted({*kept}) != [*kept]:
+                    raise ReproError(f"the plan of size {size:g} is another network's ({name}); delete its folder and run the cell again")
 
 
 def make_plan(

@@ -27,6 +27,9 @@ class Supernet(nn.Module):
         base: The pretrained denoiser; its parameters become the shared weights (no copy is made).
         pipes: The internal widths of the base.
         plan: For every size, the kept channels of every pipe.
+
+    Raises:
+        ReproError: The plan is another network's.
     """
 
     def __init__(self, base: nn.Module, pipes: tuple[Pipe, ...], plan: Plan) -> None:
@@ -34,6 +37,7 @@ class Supernet(nn.Module):
         self.base = base
         self.plan = plan
         self._widths = {pipe.name: pipe.width for pipe in pipes}
+        plan.check(self._widths)
         # parameter -> [(dimension, pipe)]: what has to be gathered, the same for every size
         self._slices: Keeps = defaultdict(list)
         for pipe in pipes:

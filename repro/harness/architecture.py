@@ -1,0 +1,95 @@
+"""What diffusers' JSON files say of a network and a sampler; only what this program itself builds is taken from them.
+
+The files may come from a stranger: whatever a file names is compared with what is built here, and never looked up, imported or allocated.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers import DDIMScheduler, UNet2DModel
+
+from repro.config import Diffusion, Network, build
+from repro.harness.diffusion import sampling_scheduler
+from repro.harness.reading import read_json
+
+
+def unet_arguments(settings: Network) -> dict[str, Any]:
+    """Returns a configured architecture in the words of diffusers' `UNet2DModel`."""
+    return {
+        "sample_size": settings.sample_size,
+        "in_channels": settings.channels,
+        "out_channels": settings.channels,
+        "block_out_channels": settings.block_out_channels,
+        "down_block_types": settings.down_block_types,
+        "up_block_types": settings.up_block_types,
+        "layers_per_block": settings.layers_per_block,
+        "norm_num_groups": settings.norm_num_groups,
+        "norm_eps": settings.norm_eps,
+        "attention_head_dim": settings.attention_head_dim or None,
+        "flip_sin_to_cos": settings.flip_sin_to_cos,
+        "freq_shift": settings.freq_shift,
+        "downsample_padding": settings.downsample_padding,
+    }
+
+
+def read_settings(path: Path, class_name: str) -> dict[str, Any]:
+    """Returns what a file says of a class, without what it says of itself.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no JSON, or says something of another class.
+    """
+    settings = read_json(path)
+    if not isinstance(settings, dict) or settings.get("_class_name") != class_name:
+        raise ValueError(f"{path.name} describes no {class_name}")
+    return {key: value for key, value in settings.items() if not key.startswith("_")}
+
+
+def network_arguments(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of the network that a file describes; the widths among them are for the network to check.
+
+    Raises:
+        ReproError: A setting is of the wrong kind or out of range.
+        ValueError: It is no network that this program builds.
+        KeyError: It says too little.
+    """
+    defaults = {name: value.default for name, value in inspect.signature(UNet2DModel.__init__).parameters.items() if name != "self"}
+    widths, given = settings.get("widths"), defaults | {key: value for key, value in settings.items() if key != "widths"}
+    own = {name: _plain(given[name]) for name in _fields(Network) - {"channels"}}
+    heads = given["attention_head_dim"]
+    network = build(Network, own | {"channels": given["in_channels"], "attention_head_dim": 0 if heads is None else heads})
+    arguments = unet_arguments(network) | {"dropout": network.dropout}
+    _compare(given, defaults | arguments)
+    return arguments | {"widths": widths}
+
+
+def sampler(settings: dict[str, Any]) -> DDIMScheduler:
+    """Returns the sampler that a file describes.
+
+    Raises:
+        ReproError: A setting is of the wrong kind or out of range.
+        ValueError: It is no sampler that this program builds.
+        KeyError: It says too little.
+    """
+    schedule = build(Diffusion, {name: settings[name] for name in _fields(Diffusion)})
+    scheduler = sampling_scheduler(schedule, clip_sample=settings["clip_sample"] is True)
+    _compare(settings, scheduler.config)
+    return scheduler
+
+
+def _compare(given: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` at the first setting that differs from what is built here."""
+    for key, value in given.items():
+        if key not in ours or _plain(value) != _plain(ours[key]):
+            raise ValueError(f"its {key} is {value!r:.80}, which nothing here has")
+
+
+def _fields(section: type) -> set[str]:
+    return {item.name for item in dataclasses.fields(section)}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
