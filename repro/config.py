@@ -209,6 +209,6 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if hint is float and type(value) is int:
         value = float(value)
     check(key, type(value) is hint, f"must be of type {hint.__name__}, not {value!r:.80}")
-    check(key, True, f"must be a finite number, not {value}")
+    check(key, type(value) is not float or math.isfinite(value), f"must be a finite number, not {value}")
     check(key, type(value) is not str or value == one_line(value), "must be one line of at most 2,000 letters, without control characters")
     return value

@@ -13,7 +13,7 @@ import pytest
 
 from repro.config import load_config
 from repro.errors import ReproError
-from repro.harness.cells import Experiment, plan_cells
+from repro.harness.cells import Cell, Experiment, Method, plan_cells
 from repro.harness.records import read_record
 from repro.harness.storage import sha256_of_file
 from repro.methods import METHODS
@@ -124,7 +124,7 @@ def scancel(option, _job):
 globals()[Path(sys.argv[0]).name](*sys.argv[1:])
 """
 
-# Stands for `python -m repro run`: tells how it was called, then does what `act` says, which may look at `words`, `rank` and `life`.
+# Stands for `python -m repro run`: tells how it was called, then does what a test adds, which may look at `words`, `rank` and `life`.
 FAKE_PROGRAM = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -138,7 +138,7 @@ with (STATE / "calls").open("a") as calls:
 
 
 def ready(mark=None):
-    #Goes on once all ranks listen to SIGTERM; the mark tells Slurm so.
+    # Goes on once all ranks listen to SIGTERM; the mark tells Slurm so.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     (STATE / f"ready{rank}").touch()
     while len(list(STATE.glob("ready*"))) < int(os.environ["WORLD_SIZE"]):
@@ -175,9 +175,13 @@ def write(folder, *overrides, methods="base", sizes=None, arguments=("--config",
     """Writes the scripts for the cells of a request that are not done; returns the names of these."""
     config = load_config(str(TINY), list(overrides))
     cells = [cell for cell in plan_cells(config, METHODS, methods.split(","), sizes, [0]) if cell.name not in done]
-    experiment = Experiment(config=config, results=Path("results"), runs=Path("runs"), source="", methods=METHODS)
-    assert write_slurm(experiment, METHODS, cells, folder, arguments) == folder.resolve() / "submit.sh"
+    write_cells(config, METHODS, cells, folder, arguments)
     return [cell.name for cell in cells]
+
+
+def write_cells(config, methods, cells, folder, arguments=("--config", "tiny")):
+    experiment = Experiment(config=config, results=Path("results"), runs=Path("runs"), source="", methods=methods)
+    assert write_slurm(experiment, methods, cells, folder, arguments) == folder.resolve() / "submit.sh"
 
 
 def acts(folder, text):
@@ -249,6 +253,16 @@ def test_base_that_is_not_reported_is_asked_for_without_its_size(tmp_path):
     cells = [line.strip() for line in lines(tmp_path / "cells.sbatch") if " cell=(" in line]
     assert cells[0] == "1) cell=(--methods base --seeds 0) ;; # base-1-seed0"
     assert cells[2] == "3) cell=(--methods ofa --sizes 0.5 --seeds 0) ;; # ofa-0.5-seed0"
+
+
+def test_python_that_wrote_the_script_runs_it_unless_setup_names_another(tmp_path):
+    line = f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"'
+    write(tmp_path)
+    assert line in lines(tmp_path / "cells.sbatch")
+    write(tmp_path, 'cluster.setup=["module load python", "source .venv/bin/activate"]')
+    written = lines(tmp_path / "cells.sbatch")
+    assert line not in written
+    assert written[written.index("set -e") + 1 :][:2] == ["module load python", "source .venv/bin/activate"]
 
 
 @pytest.mark.parametrize(("indexes", "text"), [([4], "4"), ([1, 2, 3, 7], "1-3,7"), ([1, 3, 4, 6], "1,3-4,6")])
@@ -327,6 +341,27 @@ def test_code_1_is_passed_on_and_holds_back_only_what_needs_the_cell(tmp_path, s
     assert cells == ["ofa_joint-seed0", "ofa-0.5-seed0", "diff_pruning-0.5-seed0"]
     submit(tmp_path / "jobs")
     assert lines(state / "journal") == ["start 1", "end 1 1", "start 3", "end 3 0", "end 2 cancelled"]
+
+
+def test_cell_waits_for_all_that_it_needs_and_for_nothing_else(tmp_path, state):
+    needs = {"a": "", "b": "", "after_a": "a", "after_both": "ba", "after_these": ("after_a", "b")}
+    cells = {name: Cell(method=name, size=None, seed=0) for name in needs}
+    methods = {
+        name: Method(
+            name=name, summary="", sizes=lambda _config: (None,), make=None, needs=lambda _config, cell: map(cells.get, needs[cell.method])
+        )
+        for name in needs
+    }
+    overrides = acts(tmp_path / "bin", "sys.exit('b' in words)")
+    write_cells(load_config(str(TINY), list(overrides)), methods, list(cells.values()), tmp_path / "jobs")
+    said = submit(tmp_path / "jobs")
+    assert [line for line in lines(state / "journal") if line.startswith("end")] == [
+        *("end 1 0", "end 2 1", "end 3 0", "end 4 cancelled", "end 5 cancelled")
+    ]
+    assert re.sub(r"\d+:", "job:", said).splitlines()[2:] == [
+        "job: 1 cell (4), after a-seed0, b-seed0",
+        "job: 1 cell (5), after b-seed0, after_a-seed0",
+    ]
 
 
 def test_after_the_notice_all_ranks_are_told_and_the_job_is_requeued(tmp_path, state):
