@@ -97,7 +97,7 @@ def test_every_cell_is_done_and_nothing_else_is_written(flow):
     assert {record["status"] for record in flow.records.values()} == {"done"}
     assert flow.left == ["results", "runs"]
     assert flow.elsewhere == set()
-    assert not [path for path in flow.folder.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
+    assert not [path for path in flow.folder.rglob("*") if (path.name.startswith(".") and path.suffix != ".lock") or path.suffix == ".tmp"]
     assert not [path for path in flow.folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".pickle")]
 
 

@@ -189,7 +189,7 @@ def test_disk_holds_networks_checkpoints_samples_and_reference_features(tiny, tm
     base, pruned = found["base: training"], found["diff_pruning: training"]
     half = costs_of(experiment(tiny, tmp_path), "uniform").params[0.5]
     assert base.kept_gb == pytest.approx(4 * BASE_PARAMS / 1e9)
-    assert base.passing_gb == pytest.approx(2 * 4 * 4 * BASE_PARAMS / 1e9)
+    assert base.passing_gb == pytest.approx(3 * 4 * 4 * BASE_PARAMS / 1e9)  # two that are kept, and the next
     assert pruned.kept_gb == pytest.approx(4 * (BASE_PARAMS + half) / 1e9)
     assert found["ofa: sampling"].passing_gb == pytest.approx(40 * 64 / 1e9)
     assert found["features for fid_classifier"].kept_gb == 0
@@ -214,7 +214,7 @@ def test_what_is_done_or_made_is_left_out(tiny, tmp_path):
     this = experiment(tiny, tmp_path)
     cells = cells_of(tiny)
     noise = Cell(method="noise", size=None, seed=0)
-    record = {"schema_version": 1, "experiment": "tiny", "cell": {"name": noise.name}, "status": "done"}
+    record = {"schema_version": 1, "experiment": "tiny", "cell": {"name": noise.name, "method": "noise", "seed": 0}, "status": "done"}
     write_record(this.results, record | {"provenance": {"config_sha256": tiny.sha256()}})
     assert [cell for cell in cells if cell not in unfinished(this, cells)] == [noise]
     folder = this.folder(Cell(method="base", size=1.0, seed=0))

@@ -294,11 +294,11 @@ def test_the_batch_size_does_not_change_which_features_are_kept(tmp_path):
 def test_damaged_features_are_an_error_that_names_the_file(tmp_path, damage):
     pixels = colours(70)
     cached_features(pixels, "colours", pixel_layer(), tmp_path, no_report)
-    [path] = (tmp_path / "features").iterdir()
+    [path] = (tmp_path / "features").glob("*.safetensors")
     content = path.read_bytes()
     if damage == "of others":
         cached_features(colours(70, seed=1), "others", pixel_layer(), tmp_path / "others", no_report)
-        [others] = (tmp_path / "others" / "features").iterdir()
+        [others] = (tmp_path / "others" / "features").glob("*.safetensors")
         others.replace(path)
     else:
         path.write_bytes({"emptied": b"", "cut": content[:-8], "changed": content[:-2] + b"??"}[damage])
@@ -336,7 +336,7 @@ def test_a_cached_classifier_is_not_trained_again(images, small):
     # Another setting, another file.
     classifier_for(images, replace(SMALL, steps=41), small.path.parent, lambda *report: reports.append(report))
     assert len(reports) == 41
-    assert len(list(small.path.parent.iterdir())) == 2
+    assert len(list(small.path.parent.glob("[!.]*"))) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors", None])
@@ -352,7 +352,7 @@ def test_a_damaged_cache_file_is_an_error_that_names_it(images, small, tmp_path,
 def test_a_classifier_that_is_not_good_enough_is_refused_and_not_cached(images, tmp_path):
     with pytest.raises(RunError, match=r"classifier\.least_accuracy"):
         classifier_for(images, replace(SMALL, steps=1, least_accuracy=0.9), tmp_path, no_report)
-    assert not list(tmp_path.iterdir())
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_held_out_images_are_not_trained_on():

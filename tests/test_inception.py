@@ -281,10 +281,13 @@ def judged(tmp_path, weights, metric, sets, reference_images):
     computed = {}
 
     class Counted:
-        stage = staticmethod(lambda name: (progress.stage(name), computed.setdefault(name, 0)))
+        def stage(self, name, images=0):
+            progress.stage(name, images)
+            computed.setdefault(name, 0)
+            self.now = name
 
         def __call__(self, done, total, loss=0.0):
-            computed[list(computed)[-1]] += done == total and total
+            computed[self.now] += done == total and total
 
     quality = evaluation.judge(experiment, sets, experiment.images.pixels, Counted(), sampled=True)
     progress.close()
@@ -294,7 +297,7 @@ def judged(tmp_path, weights, metric, sets, reference_images):
 def test_a_record_of_fid768_names_all_that_it_depends_on(weights, tmp_path):
     sets = [torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     quality, computed = judged(tmp_path, weights, "fid768", sets, reference_images=6)
-    assert computed == {"weights": 0, "reference features": 6, "features": 8}
+    assert computed == {"weights": 0, "reference features": 6, "features": 8, "distance": 0}
     assert quality["metric"] == "fid768"
     assert quality["tool"] == "torch-fidelity 0.4.0"
     assert quality["extractor"] == {"name": "inception-v3-compat", "layer": "768", "sha256": sha256_of_file(weights), "official": False}

@@ -228,7 +228,7 @@ def test_no_cell_pays_for_the_estimate(long, monkeypatch):
 def test_nothing_is_checked_where_all_is_done(tiny, tmp_path, monkeypatch, capsys):
     this = experiment(tiny, tmp_path)
     noise = Cell(method="noise", size=None, seed=0)
-    record = {"schema_version": 1, "experiment": "tiny", "cell": {"name": noise.name}, "status": "done"}
+    record = {"schema_version": 1, "experiment": "tiny", "cell": {"name": noise.name, "method": "noise", "seed": 0}, "status": "done"}
     write_record(this.results, record | {"provenance": {"config_sha256": tiny.sha256()}})
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _folder: Usage(1, 1, 0))
     assert check(this, names=["noise"]) == 0

@@ -34,7 +34,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     Raises:
         ReproError: The folder cannot be written, or its file system has no locks.
     """
-    with _opened(path.with_name(f".{path.name}.lock")) as file:
+    with _opened(path.with_name(f".{path.name}.lock"), path) as file:
         _lock(file, fcntl.LOCK_EX)
         yield
 
@@ -51,7 +51,7 @@ def held(path: Path, what: str) -> Iterator[None]:
         BusyError: Another process holds it; says which.
         ReproError: The folder cannot be written, or its file system has no locks.
     """
-    with _opened(path) as file:
+    with _opened(path, path.parent) as file:
         for attempt in range(TRIES):
             try:
                 _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,12 +78,13 @@ def holder(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _opened(path: Path) -> IO[str]:
+def _opened(path: Path, wanted: Path) -> IO[str]:
+    """Opens the file of a lock; where that cannot be written, the error names what was wanted."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("a")
     except OSError as error:
-        raise storage_error(path, error) from error
+        raise storage_error(wanted, error) from error
 
 
 def _lock(file: IO[str], kind: int) -> None:
