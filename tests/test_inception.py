@@ -312,7 +312,7 @@ def test_a_record_of_fid768_names_all_that_it_depends_on(weights, tmp_path):
     assert kid["mean"] == pytest.approx(sum(kid["values"]) / 2)
     # The next cell takes the reference's features from the cache, and comes to the same numbers.
     again, computed = judged(tmp_path, weights, "fid768", sets, reference_images=6)
-    assert computed == {"weights": 0, "reference features": 0, "features": 8}
+    assert computed == {"weights": 0, "reference features": 0, "features": 8, "distance": 0}
     assert again == quality
 
 
