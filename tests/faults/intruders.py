@@ -22,6 +22,19 @@ from repro.harness.cifar10 import CIFAR10, read_cifar10
 from repro.harness.denoiser import load_denoiser
 from repro.harness.places import Places
 
+# Nothing of it is trained or judged, so nothing has to be estimated first.
+SMALL_CIFAR10 = [
+    "--config",
+    "cifar10_short",
+    "--set",
+    "hours=0",
+    "--set",
+    "evaluation.metric=fid_classifier",
+    "--set",
+    "classifier.steps=1",
+]
+SMALL_CIFAR10 += ["--set", "evaluation.samples=16", "--set", "evaluation.reference_images=16"]
+
 
 class Payload:
     """A pickle that makes a file when it is loaded."""
@@ -96,7 +109,7 @@ def hostile_archives(folder: Path) -> Outcome:
                 member = tarfile.TarInfo(name)
                 member.size = len(poison)
                 tar.addfile(member, io.BytesIO(poison))
-        _refused(folder, CIFAR10.filename, "--config", "cifar10_short", "--set", "hours=0", "--data-root", str(root))
+        _refused(folder, CIFAR10.filename, *SMALL_CIFAR10, "--data-root", str(root))
     with outcome.trial("pickle with the official names and sums"):
         root = folder / "batches" / CIFAR10.base_folder
         root.mkdir(parents=True)
