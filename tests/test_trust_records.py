@@ -10,6 +10,8 @@ from PIL import Image
 from record_factory import make_record, make_records, write_records
 
 from paper_figures.__main__ import main as figures
+from paper_figures.evidence import Grid
+from paper_figures.evidence_plots import ablations
 from paper_figures.look import drawn
 from paper_figures.markup import markdown
 from paper_figures.tables import results_table
@@ -134,7 +136,7 @@ def test_a_strip_outside_of_its_folder_or_of_another_size_is_refused(tmp_path, c
 def test_what_a_record_says_is_text_in_every_table_and_gives_a_terminal_no_orders(tmp_path, capsys):
     device = r"=$\frac{$ <script>x</script> [a](javascript:x) ![b](c) `d` | \input{e}"
     cost = make_record("ofa", 0.5)["cost"] | {"device_name": device + CLEAR_SCREEN}
-    records = [record | {"cost": cost} for record in make_records()]
+    records = [record if record["cell"]["method"] == "random" else record | {"cost": cost} for record in make_records()]
     write_records(tmp_path / "digits", [*records, make_record("my", 0.5, status="failed", reason=f"{CLEAR_SCREEN}\r\n## x\u202e<b>")])
     assert figures(["--show", "--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -147,6 +149,15 @@ def test_what_a_record_says_is_text_in_every_table_and_gives_a_terminal_no_order
     assert not [cell for line in tables[".csv"].split("\n") for cell in line.split(",") if cell.strip('"').startswith("=")]
     assert (tmp_path / "digits/figures/overhead.png").is_file()  # drawn, though two dollar signs begin a formula
     assert drawn("a $b$") == r"a \$b\$"
+
+
+def test_a_label_is_drawn_to_the_letter():
+    formula = {"of": "ofa", "factor": "budget", "label": r"$\frac{$", "changes": {}}
+    records = [make_record(method, size, seed) for method in ("ofa", "ofa_m1") for size in (1.0, 0.5) for seed in (0, 1)]
+    records = [record | {"variant": formula} if record["cell"]["method"] == "ofa_m1" else record for record in records]
+    figure = ablations(Grid(records))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [r"budget: \$\frac{\$"]
+    figure.canvas.draw()
 
 
 def test_a_cell_of_markdown_is_escaped():
