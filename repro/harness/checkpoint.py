@@ -72,8 +72,8 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted((int(path.stem.removeprefix(STEM)) for path in folder.glob(f"{STEM}*.safetensors")), reverse=True)
 
 
-def newest_step(folder: Path, run: str) -> int | None:
-    """Returns the step of the newest checkpoint that is whole; None where there is none. Damaged ones are removed, and that is said.
+def load_newest(folder: Path, run: str) -> tuple[dict[str, Tensor], Progress] | None:
+    """Reads the newest checkpoint that is whole; None where there is none. Damaged ones are removed, and that is said.
 
     Raises:
         ReproError: The newest belongs to another run.
@@ -81,12 +81,10 @@ def newest_step(folder: Path, run: str) -> int | None:
     remove_leftovers(folder)
     for step in saved_steps(folder):
         try:
-            load_checkpoint(folder, step, run)
+            return load_checkpoint(folder, step, run)
         except DamagedError as error:
             say(f"{error}; it is removed, and the run goes on from the one before it, or from the beginning", to_stderr=True)
             _path(folder, step).unlink(missing_ok=True)
-        else:
-            return step
     return None
 
 

@@ -266,10 +266,11 @@ def _load(module: nn.Module, run: Run[Batch]) -> tuple[dict[str, Tensor], checkp
         return None
     folder = run.folder / CHECKPOINTS
     # The first rank looks, since it removes what is damaged: all must go on from the same one.
-    step = distributed.gather(checkpoint.newest_step(folder, run.identity) if distributed.rank() == 0 else None)[0]
+    found = checkpoint.load_newest(folder, run.identity) if distributed.rank() == 0 else None
+    step = distributed.gather(found[1].step if found else None)[0]
     if step is None:
         return None
-    tensors, progress = checkpoint.load_checkpoint(folder, step, run.identity)
+    tensors, progress = found or checkpoint.load_checkpoint(folder, step, run.identity)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(tensors[f"param/{name}"])
