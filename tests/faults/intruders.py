@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,23 +18,23 @@ from PIL import Image
 import repro  # noqa: F401  (before diffusers)
 from faults.lab import TINY, Outcome
 from repro.cli import main
+from repro.config import load_config
 from repro.errors import ReproError
 from repro.harness.cifar10 import CIFAR10, read_cifar10
-from repro.harness.denoiser import load_denoiser
+from repro.harness.denoiser import build_base, load_denoiser, save_denoiser
+from repro.harness.diffusion import sampling_scheduler
 from repro.harness.places import Places
 
 # Nothing of it is trained or judged, so nothing has to be estimated first.
-SMALL_CIFAR10 = [
-    "--config",
-    "cifar10_short",
-    "--set",
+SMALL_CIFAR10 = ["--config", "cifar10_short"]
+for setting in (
     "hours=0",
-    "--set",
     "evaluation.metric=fid_classifier",
-    "--set",
+    "evaluation.samples=16",
+    "evaluation.reference_images=16",
     "classifier.steps=1",
-]
-SMALL_CIFAR10 += ["--set", "evaluation.samples=16", "--set", "evaluation.reference_images=16"]
+):
+    SMALL_CIFAR10 += ["--set", setting]
 
 
 class Payload:
@@ -75,10 +76,7 @@ def corrupt_data(folder: Path) -> Outcome:
             _refused(
                 folder,
                 path.name,
-                "--config",
-                "cifar10_short",
-                "--set",
-                "hours=0",
+                *SMALL_CIFAR10,
                 "--data-root",
                 str(root),
                 "--set",
@@ -206,10 +204,6 @@ def _expected(named: str) -> Iterator[None]:
 
 def _network(folder: Path, fault: str, marker: Path) -> None:
     """Makes a folder as `save_denoiser` does, with a fault."""
-    from repro.config import load_config
-    from repro.harness.denoiser import build_base, save_denoiser
-    from repro.harness.diffusion import sampling_scheduler
-
     config = load_config(str(TINY))
     save_denoiser(build_base(config.network, seed=0), sampling_scheduler(config.diffusion, clip_sample=True), folder)
     weights, about = folder / "unet" / "diffusion_pytorch_model.safetensors", folder / "unet" / "config.json"
@@ -234,7 +228,5 @@ def _bomb() -> bytes:
     Image.new("1", (8, 8)).save(buffer, format="PNG")
     content = bytearray(buffer.getvalue())
     content[16:24] = (100_000).to_bytes(4, "big") * 2
-    import zlib
-
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     return bytes(content)

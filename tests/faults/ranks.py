@@ -1,5 +1,6 @@
 """How results and speed depend on the number of ranks, and on the hosts that they are on."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -70,7 +71,7 @@ def equal_over_ranks(folder: Path) -> tuple[list[list[str]], bool]:
 def _run(words: list[str]) -> int:
     process = subprocess.Popen(
         [sys.executable, "-m", "repro", *words],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, start_new_session=True,
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     return wait(process)
 
@@ -88,8 +89,6 @@ def _difference(ours: Path, theirs: Path) -> float:
 
 def _rate(folder: Path) -> float:
     """Returns the images that were trained on in a second of wall time."""
-    import json
-
     record = json.loads((folder / "results" / "digits" / f"{BASE}.json").read_text())
     seconds = 3600 * record["cost"]["phases_device_hours"]["train"] / record["cost"]["ranks"]
     return record["training"]["images"] / seconds
