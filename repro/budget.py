@@ -30,9 +30,9 @@ def with_budget(experiment: Experiment) -> Experiment:
     Raises:
         ReproError: The file is damaged, or was made for another configuration.
     """
-    path = experiment.results / FILE
-    if not experiment.config.hours or not path.exists():
+    if not experiment.config.hours or is_unset(experiment):
         return experiment
+    path = experiment.results / FILE
     try:
         values = read_toml(path)
         steps = {section: _positive(values["steps"][section]) for section in BUDGETS}
@@ -42,6 +42,11 @@ def with_budget(experiment: Experiment) -> Experiment:
     if made_for != experiment.config.sha256():
         raise ReproError(f"{path}: made for another configuration; delete it, or keep it and name another --results folder")
     return dataclasses.replace(experiment, config=_with_steps(experiment.config, steps))
+
+
+def is_unset(experiment: Experiment) -> bool:
+    """Says whether an experiment has `hours` whose training steps are yet to be set."""
+    return experiment.config.hours > 0 and not (experiment.results / FILE).exists()
 
 
 def set_budget(experiment: Experiment, methods: dict[str, Method], *, keep: bool) -> Experiment:
@@ -57,9 +62,9 @@ def set_budget(experiment: Experiment, methods: dict[str, Method], *, keep: bool
     Raises:
         ReproError: Too little of the hours is left for training, or a batch does not suit this machine.
     """
-    config, path = experiment.config, experiment.results / FILE
-    if not config.hours or path.exists():
+    if not is_unset(experiment):
         return experiment
+    config, path = experiment.config, experiment.results / FILE
     cells = plan_cells(config, methods, list(METHODS), None, [0])
     found = Estimate(config=config, stages=stages(experiment, methods, cells, afresh=True), throughput=measure(experiment))
     training = sum(found.wall_hours(stage) for stage in found.stages if stage.budget)

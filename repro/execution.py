@@ -43,7 +43,8 @@ class Cluster:
         gpus_per_node: Its GPUs on each; one rank runs on each GPU. 0 asks for none: one rank on the CPU of each node.
         cpus_per_rank: Processor cores of a rank.
         memory_gb_per_node: Memory of a node; 0 leaves it to the scheduler.
-        hours: The time limit; a cell that needs longer is requeued and goes on from its checkpoint.
+        hours: The time limit; a cell that needs longer is requeued and goes on from its checkpoint. A cell that ends with code 75 before it
+            is requeued too where it has one rank, unless it was cancelled; several ranks only go back after the notice of the limit.
         partition: Where to queue; empty takes the scheduler's default.
         account: Who pays; empty takes the default.
         options: Further options of sbatch, one each, such as "--constraint=h100".

@@ -6,10 +6,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from repro.budget import is_unset
+from repro.config import Config
 from repro.errors import INTERRUPTED, ReproError
 from repro.execution import Cluster
 from repro.harness.cells import Cell, Experiment, Method
 from repro.harness.storage import write_atomically
+from repro.stages import BUDGETS
 
 SCRIPT = "cells.sbatch"
 SUBMIT = "submit.sh"
@@ -100,9 +103,16 @@ def write_slurm(experiment: Experiment, methods: Mapping[str, Method], cells: li
         arguments: The words of the command that all cells share, such as `--config cifar10`; paths are those of the current folder.
 
     Raises:
-        ReproError: The time limit is too short, the folder cannot be written, or sbatch takes no such path.
+        ReproError: The steps that fit `hours` are not set, a batch cannot be shared by the ranks of a cell, the time limit is too short,
+            the folder cannot be written, or sbatch takes no such path.
     """
     assert cells, "nothing to write a job array for"
+    if is_unset(experiment):  # the first cells would each measure their own machine, and go on with different steps
+        raise ReproError(
+            f"hours = {experiment.config.hours:g}: the training steps for a machine of the cluster are not set yet; there, run the command "
+            "with --methods floor in place of --slurm first, or set hours=0"
+        )
+    _check_batches(experiment.config)
     hours, folder = experiment.config.cluster.hours, folder.resolve()
     if hours * 3600 < LEAST_SEC:
         least = math.ceil(LEAST_SEC / 36) / 100
@@ -119,6 +129,17 @@ def write_slurm(experiment: Experiment, methods: Mapping[str, Method], cells: li
 
     write_atomically(submit, fill)
     return submit
+
+
+def _check_batches(config: Config) -> None:
+    """Makes sure that the ranks of a cell can share every batch, before any of them waits in a queue."""
+    ranks = config.cluster.nodes * _ranks_per_node(config.cluster)
+    for section in BUDGETS:
+        size = getattr(config, section).batch_size
+        if size % ranks:
+            raise ReproError(
+                f"{section}.batch_size: {size} cannot be shared by the {ranks} ranks that section cluster asks for; make it a multiple"
+            )
 
 
 def _check_path(path: Path, remedy: str) -> None:

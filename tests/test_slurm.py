@@ -229,7 +229,7 @@ def test_every_resource_is_named_and_nothing_that_is_not_set(tmp_path, monkeypat
     assert found == [f"#SBATCH --{option}" for option in ["job-name=ofa-tiny", *resources.split(), *own]]
 
 
-@pytest.mark.parametrize("overrides", [(), ("cluster.nodes=3", "cluster.gpus_per_node=4", 'cluster.setup=["source .venv/bin/activate"]')])
+@pytest.mark.parametrize("overrides", [(), ("cluster.nodes=4", "cluster.gpus_per_node=4", 'cluster.setup=["source .venv/bin/activate"]')])
 def test_scripts_are_sound_bash_and_submit_can_be_called(tmp_path, overrides):
     write(tmp_path, *overrides, methods="floor,noise,base,ofa,diff_pruning,random")
     assert os.access(tmp_path / "submit.sh", os.X_OK)
@@ -280,6 +280,16 @@ def test_what_sbatch_cannot_take_is_refused_with_the_remedy(tmp_path):
         write(tmp_path / "back\\slash")
     with pytest.raises(ReproError, match=r"cluster\.hours: 0\.05 .*; make it 0\.07 or more"):
         write(tmp_path, "cluster.hours=0.05")
+
+
+def test_hours_without_their_steps_are_refused_before_the_cells_each_measure_their_own(tmp_path):
+    with pytest.raises(ReproError, match=r"hours = 2: the training steps .* are not set yet; .* --methods floor"):
+        write(tmp_path, "hours=2")
+
+
+def test_batch_that_the_ranks_of_a_cell_cannot_share_is_refused(tmp_path):
+    with pytest.raises(ReproError, match=r"finetuning\.batch_size: 20 cannot be shared by the 16 ranks"):
+        write(tmp_path, "cluster.nodes=2", "cluster.gpus_per_node=8", "finetuning.batch_size=20")
     assert list(tmp_path.iterdir()) == []
 
 
