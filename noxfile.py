@@ -110,6 +110,12 @@ def figures(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure what the harness costs on this machine beside plain loops, in pairs: about ten minutes on a CPU."""
+    session.run(_python(session, "bench"), "-m", "repro.bench", *session.posargs)
+
+
+@nox.session
 def overhead(session: nox.Session) -> None:
     """Print what one training run for all sizes costs beside one run for each."""
     session.run(_python(session), "-m", "paper_figures", "overhead", *session.posargs)

@@ -1,0 +1,91 @@
+"""What is timed: the networks of a configuration with random weights, on batches of noise, which take as long as real ones."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from repro.config import Config, Training
+from repro.harness import distributed
+from repro.harness.cost import count_macs, count_params
+from repro.harness.data import Images
+from repro.harness.denoiser import build_base
+from repro.harness.diffusion import NoisyBatches, noise_schedule
+from repro.harness.fid import FeatureLayer
+from repro.ofa.allocation import make_plan
+from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.supernet import Supernet
+
+IMAGES = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The configuration that is timed, and how long.
+
+    Attributes:
+        config: The configuration.
+        rounds: How often the two things of a row are timed.
+        steps: Training steps of a round.
+        inception: The features of an evaluation, where Inception's weights are at hand; a random classifier stands in for them otherwise.
+    """
+
+    config: Config
+    rounds: int
+    steps: int
+    inception: FeatureLayer | None = None
+
+    @property
+    def training(self) -> Training:
+        """The budget of a round: that of the joint training, with a batch of at least 64."""
+        return dataclasses.replace(self.config.ofa_training, batch_size=max(64, self.config.ofa_training.batch_size), distillation=0.0)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[C, H, W]."""
+        network = self.config.network
+        return network.channels, network.sample_size, network.sample_size
+
+    def base(self) -> nn.Module:
+        """Builds the base."""
+        return build_base(self.config.network, seed=0, dropout=self.training.dropout)
+
+    def supernet(self) -> Supernet:
+        """Builds a supernet of the trained sizes by random importances: kept channels lie scattered, as they do after a real scoring."""
+        base = self.base()
+        pipes = unet2d_pipes(base)
+        stream = torch.Generator().manual_seed(0)
+        importance = {pipe.name: torch.rand(pipe.width, generator=stream) for pipe in pipes}
+        settings = self.config.allocation
+        plan = make_plan(
+            pipes,
+            importance,
+            self.config.sizes.trained,
+            params_base=count_params(base.parameters()),
+            rule=settings.rule,
+            floor=settings.floor,
+            groupnorm=settings.groupnorm,
+        )
+        return Supernet(base, pipes, plan)
+
+    def batches(self, batch_size: int | None = None) -> NoisyBatches:
+        """Returns batches as a training has them, of noise in place of images."""
+        return NoisyBatches(
+            noise_images(self.image_shape),
+            noise_schedule(self.config.diffusion),
+            batch_size=batch_size or self.training.batch_size,
+            seed=0,
+            device=distributed.device(),
+            horizontal_flip=self.training.horizontal_flip,
+        )
+
+    def macs(self, model: nn.Module) -> int:
+        """Returns the MACs of one forward pass of a network on one image."""
+        return count_macs(model, self.image_shape).total
+
+
+def noise_images(shape: tuple[int, int, int]) -> Images:
+    """Returns a data set of noise."""
+    pixels = torch.randint(0, 256, (IMAGES, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Images(name="noise", pixels=pixels, labels=torch.zeros(IMAGES, dtype=torch.int64), sha256="")

@@ -1,0 +1,52 @@
+"""Rows on training: the price of sharing, of the harness and of the usual loop, and what a smaller size saves."""
+
+import copy
+from collections.abc import Iterator
+
+from repro.bench.layers import shares_by_layer
+from repro.bench.loops import bare_loop, diffusers_loop, harness_loop
+from repro.bench.setting import Setting
+from repro.bench.timing import Row, Target, in_turn, ratio
+from repro.harness.distributed import device
+
+STEP = "step_ms"
+
+
+def sharing(setting: Setting) -> Iterator[Row]:
+    """Yields a step of every size inside the supernet beside one of the extracted network, both through the harness's loop."""
+    supernet = setting.supernet()
+    for size in supernet.sizes:
+        alone = supernet.extract(size)
+        pair = in_turn(harness_loop(setting, supernet, size), harness_loop(setting, alone), setting.rounds)
+        yield ratio(f"supernet step / standalone step, P = {size:g}", *pair, target=Target(limit=1.05), unit_ms=STEP)
+
+
+def harness(setting: Setting) -> Iterator[Row]:
+    """Yields the harness's loop beside a bare one."""
+    pair = in_turn(harness_loop(setting, setting.base()), bare_loop(setting, setting.base()), setting.rounds)
+    yield ratio("harness loop / bare torch loop", *pair, target=Target(limit=1.03), unit_ms=STEP)
+
+
+def usual(setting: Setting) -> Iterator[Row]:
+    """Yields a loop as diffusers' examples are built beside the harness's."""
+    pair = in_turn(diffusers_loop(setting, setting.base()), harness_loop(setting, setting.base()), setting.rounds)
+    target = Target(limit=4.0 if device().type == "cuda" else 1.5, at_most=False)
+    yield ratio("diffusers-style loop / harness loop", *pair, target=target, unit_ms=STEP)
+
+
+def smaller(setting: Setting) -> Iterator[Row]:
+    """Yields a step of every smaller size beside one of full size: whether fewer MACs are less time, and where not."""
+    supernet = setting.supernet()
+    whole = supernet.extract(1.0)
+    for size in supernet.sizes[1:]:
+        macs = setting.macs(supernet.extract(size)) / setting.macs(whole)
+        pair = in_turn(harness_loop(setting, supernet, size), harness_loop(setting, supernet, 1.0), setting.rounds)
+        row = ratio(
+            f"step at P = {size:g} / step at P = 1",
+            *pair,
+            target=Target(limit=0.5) if size == min(supernet.sizes) else None,
+            note=f"MACs {macs:.2f}",
+            unit_ms=STEP,
+        )
+        (row.parts or {})["by_layer_ms"] = shares_by_layer(setting, copy.deepcopy(whole), supernet.extract(size))
+        yield row
