@@ -29,6 +29,7 @@ PARTS: dict[str, tuple[str, Part]] = {
     "harness": ("the harness's loop beside a bare one", training.harness),
     "usual": ("a diffusers-style loop beside the harness's", training.usual),
     "smaller": ("smaller sizes beside full size", training.smaller),
+    "paper": ("the paper's network on a CPU", training.smaller_on_cpu),
     "importance": ("importance, one by one beside batched", inference.importance),
     "sampling": ("DDIMPipeline beside the harness's sampler", inference.sampling),
     "fid": ("from a network to its FID", inference.to_fid),

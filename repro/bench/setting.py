@@ -18,6 +18,7 @@ from repro.ofa.pipes import unet2d_pipes
 from repro.ofa.supernet import Supernet
 
 IMAGES = 2048
+LEAST_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,18 +29,21 @@ class Setting:
         config: The configuration.
         rounds: How often the two things of a row are timed.
         steps: Training steps of a round.
+        batch_size: Images of a training step; 0 takes those of the joint training, at least 64.
         inception: The features of an evaluation, where Inception's weights are at hand; a random classifier stands in for them otherwise.
     """
 
     config: Config
     rounds: int
     steps: int
+    batch_size: int = 0
     inception: FeatureLayer | None = None
 
     @property
     def training(self) -> Training:
-        """The budget of a round: that of the joint training, with a batch of at least 64."""
-        return dataclasses.replace(self.config.ofa_training, batch_size=max(64, self.config.ofa_training.batch_size), distillation=0.0)
+        """The budget of a round."""
+        settings = self.config.ofa_training
+        return dataclasses.replace(settings, batch_size=self.batch_size or max(LEAST_BATCH, settings.batch_size), distillation=0.0)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

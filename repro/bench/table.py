@@ -52,7 +52,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     unit = f" {row.unit}" if row.unit else ""
     met = "" if row.target is None else "yes" if row.target.met(row.value) else "NO"
     target = f"{row.target}{unit}" if row.target else ""
-    return row.what, f"{row.value:.3g}{unit}", f"{row.low:.3g} to {row.high:.3g}", target, met, _pairs(row), row.note
+    return row.what, f"{row.value:.4g}{unit}", f"{row.low:.4g} to {row.high:.4g}", target, met, _pairs(row), row.note
 
 
 def _pairs(row: Row) -> str:

@@ -69,6 +69,22 @@ def forward_in(module: nn.Module, precision: str, device: torch.device) -> Itera
 
 
 @contextmanager
+def listed(module: nn.Module) -> Iterator[None]:
+    """Keeps the list of a module's parameters until the block ends: every step asks for it several times, and each walks the whole tree."""
+    parameters, walk = list(module.named_parameters()), module.named_parameters
+
+    def named_parameters(prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
+        usual = not prefix and recurse and remove_duplicate
+        return iter(parameters) if usual else walk(prefix, recurse, remove_duplicate)
+
+    module.named_parameters = named_parameters  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del module.named_parameters
+
+
+@contextmanager
 def compiled(modules: tuple[nn.Module, ...]) -> Iterator[None]:
     """Lets modules compute through `torch.compile`, each with a program of its own, until the block ends.
 

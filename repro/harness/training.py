@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from repro.config import Compute, Execution, Training
 from repro.errors import InterruptionError, ReproError, RunError
 from repro.harness import checkpoint, distributed, interruption, watch
-from repro.harness.arithmetic import autocast, compiled, forward_in, laid_out, restore_layout
+from repro.harness.arithmetic import autocast, compiled, forward_in, laid_out, listed, restore_layout
 from repro.harness.clock import Clock
 from repro.harness.distributed import deepspeed
 from repro.harness.randomness import derive_seed
@@ -91,7 +91,7 @@ def train(module: nn.Module, run: Run[Batch], settings: Training, clock: Clock, 
         )
     saved = _load(module, run)
     module = laid_out(module, run.compute, distributed.device())
-    with compiled(run.compiled), forward_in(module, run.compute.precision, distributed.device()):
+    with compiled(run.compiled), forward_in(module, run.compute.precision, distributed.device()), listed(module):
         return _train(module, run, settings, clock, report, saved)
 
 
@@ -176,6 +176,8 @@ class _Loop(Generic[Batch]):
                 loss = self.run_.loss(self.engine, part, step)
             watch.note(f"step {step}, the backward pass")  # where it waits for the others
             self.engine.backward(loss)  # divides by the number of parts
+            if index == len(parts) - 1 and _clips_itself(self.settings):
+                torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.settings.gradient_clipping)
             self.engine.step()  # after the last of them only
             losses.append(loss.detach())
         self.ema.step(self.engine.module.parameters())
@@ -287,12 +289,16 @@ def _warm_up(module: nn.Module, run: Run[Batch]) -> None:
     module.zero_grad()
 
 
+def _clips_itself(settings: Training) -> bool:
+    """Says whether the loop clips the gradients: where none are partitioned, torch does in one call what DeepSpeed does name by name."""
+    return settings.gradient_clipping > 0 and settings.zero_stage == 0
+
+
 def _initialize(module: nn.Module, run: Run[Batch], settings: Training) -> tuple[Any, Callable[[int], float]]:
     """Wraps a module for DeepSpeed, with Adam; returns it and the learning rate's factor at each step."""
     distributed.start(run.execution.rank_timeout_sec)
     monitor = {"enabled": run.execution.tensorboard, "output_path": str(run.folder), "job_name": "tensorboard"}
-    on_gpu = distributed.device().type == "cuda"
-    optimizer = torch.optim.Adam(module.parameters(), lr=settings.learning_rate, fused=on_gpu)
+    optimizer = torch.optim.Adam(module.parameters(), lr=settings.learning_rate, fused=True)
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,
@@ -300,7 +306,8 @@ def _initialize(module: nn.Module, run: Run[Batch], settings: Training) -> tuple
             "train_batch_size": settings.batch_size,
             "train_micro_batch_size_per_gpu": settings.batch_size // distributed.ranks() // run.accumulation,
             "gradient_accumulation_steps": run.accumulation,
-            "gradient_clipping": settings.gradient_clipping,  # DeepSpeed clips at 1.0 where the key is missing
+            # DeepSpeed clips at 1.0 where the key is missing.
+            "gradient_clipping": 0.0 if _clips_itself(settings) else settings.gradient_clipping,
             "zero_optimization": {"stage": settings.zero_stage},
             "steps_per_print": 10**12,
             "tensorboard": monitor,

@@ -1,23 +1,22 @@
 """The supernet: the base's full-width weights, shared by all sizes and trained once.
 
 For each size it holds a skeleton, the base's module tree with reduced shapes and no storage. A forward pass gathers the kept rows and
-columns of every parameter and calls the skeleton with them, so a subnet computes exactly what the standalone net computes, and autograd
-scatters the gradients into the shared weights.
+columns of every parameter and runs the skeleton on them, so a subnet computes exactly what the standalone net computes, and autograd
+spreads the gradients over the shared weights.
 """
 
 import copy
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from repro.ofa.allocation import Plan
 from repro.ofa.pipes import Pipe
 
-Keeps = dict[str, list[tuple[int, str]]]
+Slot = tuple[str, dict[str, Any], str]  # a tensor's qualified name, the dictionary of a module that holds it, and its name in there
 
 
 class Supernet(nn.Module):
@@ -38,16 +37,15 @@ class Supernet(nn.Module):
         self.plan = plan
         self._widths = {pipe.name: pipe.width for pipe in pipes}
         plan.check(self._widths)
-        # parameter -> [(dimension, pipe)]: what has to be gathered, the same for every size
-        self._slices: Keeps = defaultdict(list)
-        for pipe in pipes:
-            for parameter, dimension in pipe.slices:
-                self._slices[parameter].append((dimension, pipe.name))
+        self._pipes = pipes
+        self._slots = _slots(base)
         for size in plan.kept:
             for name, kept in plan.kept[size].items():
                 self.register_buffer(_buffer(size, name), torch.tensor(kept), persistent=False)
+                self.register_buffer(_buffer(size, name, "places"), _places(torch.tensor(kept), self._widths[name]), persistent=False)
         # Skeletons are no submodules: they own no parameters, and the shared weights must be listed once.
         self._skeletons = {size: self._skeleton(size) for size in plan.kept}
+        self._slots_of = {size: _slots(skeleton) for size, skeleton in self._skeletons.items()}
 
     @property
     def sizes(self) -> tuple[float, ...]:
@@ -75,41 +73,101 @@ class Supernet(nn.Module):
             **kwargs: Likewise.
         """
         if isinstance(subnet, Mapping):
-            # Every layer computes with the shapes of the weights that it is given, so any skeleton will do.
-            return functional_call(next(iter(self._skeletons.values())), self._gather(subnet), args, kwargs)
-        return functional_call(self._skeletons[subnet], self._gather(self._kept(subnet)), args, kwargs)
+            places = {pipe: _places(kept, self._widths[pipe]) for pipe, kept in subnet.items()}
+            tensors = self._gather(subnet, places)
+            size = self.sizes[0]  # every layer computes with the shapes of the weights that it is given, so any skeleton will do
+        else:
+            size, tensors = subnet, self._gather(*self._kept(subnet))
+        with _filled(self._slots_of[size], tensors):
+            return self._skeletons[size](*args, **kwargs)
 
     @torch.no_grad()
     def extract(self, size: float) -> nn.Module:
         """Returns the subnet of a size as a module of its own, with a copy of its weights."""
         subnet = copy.deepcopy(self._skeletons[size])
-        subnet.load_state_dict({name: tensor.detach().clone() for name, tensor in self._gather(self._kept(size)).items()}, assign=True)
+        subnet.load_state_dict({name: tensor.detach().clone() for name, tensor in self._gather(*self._kept(size)).items()}, assign=True)
         return subnet.train(self.training)
 
-    def _kept(self, size: float) -> dict[str, Tensor]:
-        """Returns the kept channels of every pipe at a size."""
-        return {pipe: self.get_buffer(_buffer(size, pipe)) for pipe in self._widths}
+    def _kept(self, size: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Returns the kept channels of every pipe at a size, and where each channel of the base lies among them."""
+        kept = {pipe: self.get_buffer(_buffer(size, pipe)) for pipe in self._widths}
+        return kept, {pipe: self.get_buffer(_buffer(size, pipe, "places")) for pipe in self._widths}
 
-    def _gather(self, kept_by_pipe: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _gather(self, kept_by_pipe: Mapping[str, Tensor], places_by_pipe: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the parameters and buffers of a subnet; nothing is gathered where all channels are kept."""
-        tensors: dict[str, Tensor] = dict(self.base.named_buffers())
-        for parameter, tensor in self.base.named_parameters():
-            gathered: Tensor = tensor
-            for dimension, pipe in self._slices.get(parameter, ()):
-                kept = kept_by_pipe[pipe]
-                if len(kept) < self._widths[pipe]:
-                    gathered = gathered.index_select(dimension, kept)
-            # Matrix products on the CPU choose their kernel by this flag too: a gathered tensor must carry it, as the extracted one does.
-            tensors[parameter] = gathered if gathered.requires_grad else gathered.requires_grad_(tensor.requires_grad)
+        tensors: dict[str, Tensor] = {name: holder[leaf] for name, holder, leaf in self._slots}
+        for pipe in self._pipes:
+            kept = kept_by_pipe[pipe.name]
+            if len(kept) < pipe.width:
+                names, dimensions = zip(*pipe.slices, strict=True)
+                whole = [tensors[name] for name in names]
+                gathered = _Gather.apply(kept, places_by_pipe[pipe.name], dimensions, *whole)
+                # Matrix products on the CPU choose their kernel by this flag too: a gathered tensor must carry it, as the extracted one does.
+                tensors |= {
+                    name: part if part.requires_grad else part.requires_grad_(tensor.requires_grad)
+                    for name, part, tensor in zip(names, gathered, whole, strict=True)
+                }
         return tensors
 
     def _skeleton(self, size: float) -> nn.Module:
         """Returns the base's module tree with the shapes of a size, on the meta device."""
-        shapes = {name: tensor.shape for name, tensor in self._gather(self._kept(size)).items()}
+        shapes = {name: tensor.shape for name, tensor in self._gather(*self._kept(size)).items()}
         # With its parameters already in the memo, the copy never allocates the base's storage.
         memo = {id(tensor): nn.Parameter(tensor.detach().to("meta")) for tensor in self.base.parameters()}
         skeleton = copy.deepcopy(self.base, memo)
         return reshape_modules(skeleton, {name: tuple(shape) for name, shape in shapes.items()})
+
+
+class _Gather(torch.autograd.Function):
+    """Gathers the kept channels of a pipe from all tensors that it enters.
+
+    Every kept channel comes from one place, so the gradient of the whole is gathered too: from the parts' and from zeros where nothing was
+    kept. `index_select` alone would add into zeros, which a GPU does slowly where it has to give the same bits twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, kept: Tensor, places: Tensor, dimensions: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(places)
+        ctx.dimensions = dimensions
+        return tuple(tensor.index_select(dimension, kept) for tensor, dimension in zip(tensors, dimensions, strict=True))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        (places,) = ctx.saved_tensors
+        spread = []
+        for gradient, dimension in zip(gradients, ctx.dimensions, strict=True):
+            nothing = torch.zeros_like(gradient.narrow(dimension, 0, 1))
+            spread.append(torch.cat([gradient, nothing], dimension).index_select(dimension, places))
+        return None, None, None, *spread
+
+
+def _places(kept: Tensor, width: int) -> Tensor:
+    """Returns for every channel of the base its place among the kept ones, shape [width]; those that are not kept have the place after all."""
+    return kept.new_full((width,), len(kept)).index_copy_(0, kept, torch.arange(len(kept), device=kept.device))
+
+
+def _slots(model: nn.Module) -> list[Slot]:
+    """Lists where a module tree holds its parameters and buffers, so that no step has to walk it."""
+    return [
+        (f"{path}.{leaf}" if path else leaf, holder, leaf)
+        for path, module in model.named_modules()
+        for holder in (module._parameters, module._buffers)
+        for leaf, tensor in holder.items()
+        if tensor is not None
+    ]
+
+
+@contextmanager
+def _filled(slots: list[Slot], tensors: dict[str, Tensor]) -> Iterator[None]:
+    """Lets a module tree compute with other tensors until the block ends, as `torch.func.functional_call` does, without walking the tree."""
+    before = [holder[leaf] for _, holder, leaf in slots]
+    for name, holder, leaf in slots:
+        holder[leaf] = tensors[name]
+    try:
+        yield
+    finally:
+        for (_, holder, leaf), tensor in zip(slots, before, strict=True):
+            holder[leaf] = tensor
 
 
 def reshape_modules(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> nn.Module:
@@ -141,5 +199,5 @@ def reshape_modules(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> nn.
     return model
 
 
-def _buffer(size: float, pipe: str) -> str:
-    return f"kept {size} {pipe}".replace(".", "/")
+def _buffer(size: float, pipe: str, what: str = "kept") -> str:
+    return f"{what} {size} {pipe}".replace(".", "/")
