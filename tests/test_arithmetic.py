@@ -1,15 +1,19 @@
 """Precision, memory layout and compiling: what they change, and what they may not."""
 
+import platform
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from ranks import network, quiet, run_of, settings, weights
 
 from repro.config import Compute, Training
-from repro.harness.arithmetic import autocast, compiled, laid_out, set_arithmetic
+from repro.harness.arithmetic import autocast, compiled, laid_out, listed, set_arithmetic
 from repro.harness.clock import Clock
 from repro.harness.diffusion import image_losses, image_noise, noise_schedule, predictor, sample_pixels
 from repro.harness.training import Run, train
@@ -164,3 +168,28 @@ def test_a_compiled_run_trains_to_the_same_weights_and_compiles_before_its_clock
     programs.clear()
     assert relative_gap(run(compile_it=True), plain) < 1e-4
     assert programs == [("prepare", 1), *[("train", 1)] * 5]
+
+
+def test_a_listed_module_tells_the_parameters_that_it_has_without_walking():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+    plain, within = dict(module.named_parameters()), dict(module[0].named_parameters("x"))
+    with listed(module):
+        module[0].register_parameter("late", torch.nn.Parameter(torch.zeros(1)))
+        assert dict(module.named_parameters()).keys() == plain.keys()
+        assert all(one is other for one, other in zip(module.parameters(), plain.values(), strict=True))
+        assert {name.removeprefix("x.") for name in dict(module.named_parameters("x"))} >= {"0.late"}
+    assert "0.late" in dict(module.named_parameters())
+    assert within.keys() == {"x.weight", "x.bias"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists() or platform.libc_ver()[0] != "glibc", reason="counts the page faults of glibc")
+def test_memory_that_is_freed_is_used_again():
+    def faults_of(script):
+        code = f"import resource, torch; {script}\nfor _ in range(3): torch.ones(2**24)\n"
+        code += "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\nfor _ in range(10): torch.ones(2**24)\n"
+        code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+        return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+    arithmetic = "from repro.config import Compute; from repro.harness.arithmetic import set_arithmetic; set_arithmetic(Compute(threads=1))"
+    assert faults_of("pass") > 1000
+    assert faults_of(arithmetic) < 100

@@ -492,6 +492,15 @@ def test_gradients_are_scattered_into_the_shared_weights(base, size):
         assert torch.equal(parameter.grad, expected[name]), name
 
 
+def test_a_skeleton_holds_no_weights_after_a_pass_not_even_after_one_that_fails(base):
+    supernet = supernet_of(base)
+    images, timesteps = inputs()
+    supernet(0.5, images, timesteps)
+    with pytest.raises(RuntimeError):
+        supernet(0.5, images[:, :, :3, :3].repeat(1, 3, 1, 1), timesteps)  # three channels
+    assert all(parameter.is_meta for skeleton in supernet.skeletons for parameter in skeleton.parameters())
+
+
 def test_one_backward_of_two_sizes_adds_their_gradients(base):
     supernet = supernet_of(base)
     images, timesteps = inputs()

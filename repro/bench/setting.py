@@ -53,7 +53,8 @@ class Setting:
 
     def base(self) -> nn.Module:
         """Builds the base."""
-        return build_base(self.config.network, seed=0, dropout=self.training.dropout)
+        base: nn.Module = build_base(self.config.network, seed=0, dropout=self.training.dropout)
+        return base
 
     def supernet(self) -> Supernet:
         """Builds a supernet of the trained sizes by random importances: kept channels lie scattered, as they do after a real scoring."""

@@ -40,7 +40,7 @@ def write(rows: Sequence[Row], folder: Path, name: str, config: str) -> list[Pat
     head = (
         f"# {device_name()}\n\nConfiguration {config}, {threads} thread{'s' * (threads > 1)}, {now_utc()}, commit {about['git_commit']}"
         f"{' with changes' if about['git_dirty'] else ''}; {packages}.\n\n"
-        'Each line is timed in turn within one process: the median over the rounds, and its quartiles. "this / that" is a ratio of times.\n\n'
+        'Timed in turn within one process: the median over the rounds, and its quartiles. "this / that" is a ratio of times.\n\n'
     )
     texts = {f"{name}.md": head + as_markdown(rows) + "\n" + _layers(rows), f"{name}.csv": _csv(rows)}
     for file, text in texts.items():

@@ -10,7 +10,7 @@ from torch import Tensor
 from repro.config import Diffusion, Evaluation
 from repro.harness.arithmetic import autocast
 from repro.harness.data import Images, to_pixels, to_unit_range
-from repro.harness.randomness import generator
+from repro.harness.randomness import derive_seed, generator
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 
@@ -203,8 +203,10 @@ def image_noise(indices: range, shape: tuple[int, int, int], seed: int, sampling
 
     It depends on the two seeds and an image's index alone, never on the batch or the rank.
     """
-    cpu = torch.device("cpu")
-    return torch.stack([torch.randn(shape, generator=generator(cpu, "sample", seed, sampling_seed, index)) for index in indices])
+    stream, noise = torch.Generator(), torch.empty(len(indices), *shape)
+    for image, index in zip(noise, indices, strict=True):
+        torch.randn(shape, generator=stream.manual_seed(derive_seed("sample", seed, sampling_seed, index)), out=image)
+    return noise
 
 
 def sample_pixels(predict: Predict, schedule: DDPMScheduler, noise: Tensor, settings: Evaluation) -> Tensor:

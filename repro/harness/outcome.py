@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from repro.harness import cost, distributed, provenance
+from repro.harness.arithmetic import autocast
 from repro.harness.cells import Cell, Experiment, Method, base_cell
 from repro.harness.clock import Clock, device_hours, training_overhead
 from repro.harness.denoiser import as_pruned_unet
@@ -87,10 +88,8 @@ def size_of_network(experiment: Experiment, model: Any) -> Record:
 
 
 def latency_of_network(experiment: Experiment, model: Any) -> list[Record]:
-    """Times one forward pass at the configured batch sizes."""
-    name = provenance.device_name()
-    threads = torch.get_num_threads()
-    return [
-        {"batch": batch, "ms": cost.latency_ms(model, experiment.image_shape, batch), "device_name": name, "threads": threads}
-        for batch in experiment.config.evaluation.latency_batches
-    ]
+    """Times one forward pass at the configured batch sizes, in the precision of sampling."""
+    settings = experiment.config.evaluation
+    about = {"device_name": provenance.device_name(), "threads": torch.get_num_threads(), "precision": settings.precision}
+    with autocast(settings.precision, distributed.device()):
+        return [{"batch": batch, "ms": cost.latency_ms(model, experiment.image_shape, batch)} | about for batch in settings.latency_batches]

@@ -102,7 +102,7 @@ class Supernet(nn.Module):
                 names, dimensions = zip(*pipe.slices, strict=True)
                 whole = [tensors[name] for name in names]
                 gathered = _Gather.apply(kept, places_by_pipe[pipe.name], dimensions, *whole)
-                # Matrix products on the CPU choose their kernel by this flag too: a gathered tensor must carry it, as the extracted one does.
+                # Matrix products on the CPU choose their kernel by this flag too: a gathered tensor carries it, as the extracted one does.
                 tensors |= {
                     name: part if part.requires_grad else part.requires_grad_(tensor.requires_grad)
                     for name, part, tensor in zip(names, gathered, whole, strict=True)
@@ -142,7 +142,7 @@ class _Gather(torch.autograd.Function):
 
 
 def _places(kept: Tensor, width: int) -> Tensor:
-    """Returns for every channel of the base its place among the kept ones, shape [width]; those that are not kept have the place after all."""
+    """Returns for every channel of the base its place among the kept ones, shape [width]; the others have the place after the last."""
     return kept.new_full((width,), len(kept)).index_copy_(0, kept, torch.arange(len(kept), device=kept.device))
 
 
@@ -159,7 +159,7 @@ def _slots(model: nn.Module) -> list[Slot]:
 
 @contextmanager
 def _filled(slots: list[Slot], tensors: dict[str, Tensor]) -> Iterator[None]:
-    """Lets a module tree compute with other tensors until the block ends, as `torch.func.functional_call` does, without walking the tree."""
+    """Lets a module tree compute with other tensors until the block ends, as `torch.func.functional_call` does, but walks no tree."""
     before = [holder[leaf] for _, holder, leaf in slots]
     for name, holder, leaf in slots:
         holder[leaf] = tensors[name]
