@@ -154,7 +154,9 @@ def _open_set(experiment: Experiment, supernet: Supernet, scores: Importance, se
 
     def draws(step: int) -> list[Draw]:
         widths = draw_widths(units, floors, seed=seed, step=step)
-        kept = {name: torch.tensor(kept_channels(order[name], width), device=distributed.device()) for name, width in widths.items()}
+        chosen = [kept_channels(order[name], width) for name, width in widths.items()]
+        together = torch.tensor([channel for channels in chosen for channel in channels], device=distributed.device())  # one copy to a GPU
+        kept = dict(zip(widths, together.split([len(channels) for channels in chosen]), strict=True))
         return [Draw(subnet=kept, macs=whole - sum(shares[name] * (1 - width / units[name]) for name, width in widths.items()))]
 
     return draws

@@ -3,6 +3,7 @@
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from repro.ofa.importance import Importance, pipe_importance
 from repro.ofa.pipes import Pipe, unet2d_pipes
 
 IMPORTANCE_IMAGES = 1024
+MOST_STEPS = 10  # of a sampler: an image takes as long at each
 SAMPLING_BATCHES = (16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -71,7 +73,8 @@ def _one_image(model: nn.Module, pipe: Pipe) -> Tensor:
 
 def sampling(setting: Setting) -> Iterator[Row]:
     """Yields diffusers' `DDIMPipeline` beside the harness's sampler, from the same network, each at the batch size that suits it best."""
-    evaluation = setting.config.evaluation
+    evaluation = replace(setting.config.evaluation, sampler_steps=min(MOST_STEPS, setting.config.evaluation.sampler_steps))
+    setting = replace(setting, config=replace(setting.config, evaluation=evaluation))
     count = min(evaluation.samples, 4 * evaluation.batch_size)
     model = laid_out(setting.base(), setting.config.compute, device()).eval()
     pipeline = DDIMPipeline(
