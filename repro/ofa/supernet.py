@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from repro.ofa.allocation import Plan
 from repro.ofa.pipes import Pipe
 
+KEPT = ("kept", "places")  # what a supernet holds for each pipe at each size
 Slot = tuple[str, dict[str, Any], str]  # a tensor's qualified name, the dictionary of a module that holds it, and its name in there
 
 
@@ -39,10 +40,13 @@ class Supernet(nn.Module):
         plan.check(self._widths)
         self._pipes = pipes
         self._slots = _slots(base)
+        self._buffer_names = {
+            size: tuple({name: _buffer(what, size, name) for name in kept} for what in KEPT) for size, kept in plan.kept.items()
+        }
         for size in plan.kept:
             for name, kept in plan.kept[size].items():
-                self.register_buffer(_buffer(size, name), torch.tensor(kept), persistent=False)
-                self.register_buffer(_buffer(size, name, "places"), _places(torch.tensor(kept), self._widths[name]), persistent=False)
+                self.register_buffer(_buffer(KEPT[0], size, name), torch.tensor(kept), persistent=False)
+                self.register_buffer(_buffer(KEPT[1], size, name), _places(torch.tensor(kept), self._widths[name]), persistent=False)
         # Skeletons are no submodules: they own no parameters, and the shared weights must be listed once.
         self._skeletons = {size: self._skeleton(size) for size in plan.kept}
         self._slots_of = {size: _slots(skeleton) for size, skeleton in self._skeletons.items()}
@@ -90,8 +94,8 @@ class Supernet(nn.Module):
 
     def _kept(self, size: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Returns the kept channels of every pipe at a size, and where each channel of the base lies among them."""
-        kept = {pipe: self.get_buffer(_buffer(size, pipe)) for pipe in self._widths}
-        return kept, {pipe: self.get_buffer(_buffer(size, pipe, "places")) for pipe in self._widths}
+        (kept, places), held = self._buffer_names[size], dict[str, Any](self._buffers)
+        return {pipe: held[name] for pipe, name in kept.items()}, {pipe: held[name] for pipe, name in places.items()}
 
     def _gather(self, kept_by_pipe: Mapping[str, Tensor], places_by_pipe: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the parameters and buffers of a subnet; nothing is gathered where all channels are kept."""
@@ -136,8 +140,9 @@ class _Gather(torch.autograd.Function):
         (places,) = ctx.saved_tensors
         spread = []
         for gradient, dimension in zip(gradients, ctx.dimensions, strict=True):
-            nothing = torch.zeros_like(gradient.narrow(dimension, 0, 1))
-            spread.append(torch.cat([gradient, nothing], dimension).index_select(dimension, places))
+            shape = list(gradient.shape)
+            shape[dimension] = 1
+            spread.append(torch.cat([gradient, gradient.new_zeros(shape)], dimension).index_select(dimension, places))
         return None, None, None, *spread
 
 
@@ -199,5 +204,5 @@ def reshape_modules(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> nn.
     return model
 
 
-def _buffer(size: float, pipe: str, what: str = "kept") -> str:
+def _buffer(what: str, size: float, pipe: str) -> str:
     return f"{what} {size} {pipe}".replace(".", "/")
