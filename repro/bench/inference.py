@@ -11,7 +11,7 @@ from diffusers import DDIMPipeline
 from torch import Tensor, nn
 
 from repro.bench.setting import Setting, noise_images
-from repro.bench.timing import Row, Target, in_turn, now, ratio, spread, timed
+from repro.bench.timing import LEAST_ROUNDS, Row, Target, in_turn, now, ratio, spread, timed
 from repro.harness.arithmetic import laid_out
 from repro.harness.classifier import Extractor, save_classifier
 from repro.harness.classifier_network import Classifier
@@ -39,7 +39,7 @@ def importance(setting: Setting) -> Iterator[Row]:
         return pipe_importance(base, pipes, batches, lambda model, batch: image_losses(predictor(model), batch))
 
     one_by_one = timed(lambda: image_by_image(base, pipes, batches), images)
-    pair = in_turn(one_by_one, timed(batched, images), max(1, setting.rounds // 3))
+    pair = in_turn(one_by_one, timed(batched, images), max(LEAST_ROUNDS, setting.rounds // 3))
     target = None if device().type == "cuda" else Target(limit=30, at_most=False)
     yield ratio(f"importance of {images:,} images: one by one / batched", *pair, target=target, unit_ms="image_ms")
 
@@ -119,7 +119,7 @@ def to_fid(setting: Setting) -> Iterator[Row]:
         layer = setting.inception or _random_classifier(setting, Path(folder))
         reference = features_of(noise_images(setting.image_shape).pixels, layer, _quiet)
         stages: dict[str, list[float]] = {"sampling": [], "features": [], "distance": []}
-        for _ in range(1 + max(1, setting.rounds // 3)):
+        for _ in range(1 + max(LEAST_ROUNDS, setting.rounds // 3)):
             begun = now()
             pixels = draw(setting, model, count, evaluation.batch_size)
             drawn = now()

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from repro.bench.loops import harness_loop
 from repro.bench.setting import Setting
-from repro.bench.timing import Row, Target, spread, timed
+from repro.bench.timing import LEAST_ROUNDS, Row, Target, spread, timed
 from repro.harness.arithmetic import autocast, laid_out
 from repro.harness.diffusion import image_losses, predictor
 from repro.harness.distributed import device
@@ -106,7 +106,7 @@ def peak_share(setting: Setting) -> Iterator[Row]:
 
 def start_up(setting: Setting) -> Iterator[Row]:
     """Yields the seconds of `--help`, and of all tables and figures from the committed records, each in a process of its own."""
-    rounds = max(3, setting.rounds // 3)
+    rounds = max(LEAST_ROUNDS, setting.rounds // 3)
     helped = [_seconds([sys.executable, "-m", "repro", "--help"]) for _ in range(rounds)]
     yield spread("python -m repro --help", helped, unit="s", target=Target(limit=0.5))
     records = sorted((CHECKOUT / "results" / "digits").glob("*.json"))

@@ -67,7 +67,7 @@ def _pairs(row: Row) -> str:
 
 def _layers(rows: Sequence[Row]) -> str:
     """Returns a table of where a step's time goes, for the rows that say so."""
-    found = [(row.what, layers) for row in rows if isinstance(layers := (row.parts or {}).get("by_layer_ms"), dict)]
+    found = [(f"{row.what} ({row.note})", layers) for row in rows if isinstance(layers := (row.parts or {}).get("by_layer_ms"), dict)]
     if not found:
         return ""
     lines = ["", "Where a step's time goes: milliseconds at P = 1 and at the smaller size, by kind of layer, forwards and backwards.", ""]

@@ -9,6 +9,7 @@ import torch
 
 from repro.harness.distributed import device
 
+LEAST_ROUNDS = 3  # of what is slow, however few are asked for: a median needs a spread
 Timed = Callable[[], float]  # does its work and returns the seconds of a unit of it
 
 

@@ -10,7 +10,7 @@ import torch
 from repro.bench.layers import shares_by_layer
 from repro.bench.loops import bare_loop, diffusers_loop, harness_loop
 from repro.bench.setting import Setting
-from repro.bench.timing import Row, Target, in_turn, ratio
+from repro.bench.timing import LEAST_ROUNDS, Row, Target, in_turn, ratio
 from repro.config import load_config
 from repro.harness.distributed import device
 
@@ -67,6 +67,8 @@ def smaller_on_cpu(setting: Setting) -> Iterator[Row]:
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     try:
-        yield from smaller(replace(setting, config=config, rounds=max(1, setting.rounds // 3), steps=CPU_STEPS, batch_size=CPU_BATCH))
+        yield from smaller(
+            replace(setting, config=config, rounds=max(LEAST_ROUNDS, setting.rounds // 3), steps=CPU_STEPS, batch_size=CPU_BATCH)
+        )
     finally:
         torch.set_num_threads(threads)

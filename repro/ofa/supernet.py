@@ -126,7 +126,7 @@ class _Gather(torch.autograd.Function):
     """Gathers the kept channels of a pipe from all tensors that it enters.
 
     Every kept channel comes from one place, so the gradient of the whole is gathered too: from the parts' and from zeros where nothing was
-    kept. `index_select` alone would add into zeros, which a GPU does slowly where it has to give the same bits twice.
+    kept. Nothing is added up, so no order of additions can change it.
     """
 
     @staticmethod
