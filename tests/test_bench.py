@@ -82,15 +82,20 @@ def test_a_smaller_size_names_what_its_layers_take(setting):
 
 def test_command_measures_and_writes_what_it_prints(tmp_path, capsys):
     arguments = ["--config", TINY, "--rounds", "1", "--steps", "1", "--out", str(tmp_path)]
-    parts = "sharing,harness,memory,sampling,fid"
+    parts = "sharing,harness,usual,memory,sampling,fid,peak"
     assert command.main([*arguments, "--set", "evaluation.samples=8", "--set", "evaluation.sampler_steps=2", "--only", parts]) == 0
     printed = capsys.readouterr().out
-    for whole in ("supernet step / standalone step, P = 0.25", "harness loop / bare torch loop", "DDIMPipeline / harness's sampler"):
+    for whole in (
+        "supernet step / standalone step, P = 0.25",
+        "harness loop / bare torch loop",
+        "diffusers-style loop / harness loop",
+        "DDIMPipeline / harness's sampler",
+    ):
         assert whole in printed
     (markdown,), (raw,) = tmp_path.glob("*.md"), tmp_path.glob("*.csv")
     assert printed.splitlines()[0] in markdown.read_text()
     rows = list(csv.DictReader(raw.open()))
-    assert len(rows) == 4 + 1 + 1 + 1 + 1
+    assert len(rows) == 4 + 1 + 1 + 1 + 1 + 1 + 4
     assert all(float(row["median"]) > 0 for row in rows)
 
 
