@@ -280,11 +280,13 @@ def test_what_sbatch_cannot_take_is_refused_with_the_remedy(tmp_path):
         write(tmp_path / "back\\slash")
     with pytest.raises(ReproError, match=r"cluster\.hours: 0\.05 .*; make it 0\.07 or more"):
         write(tmp_path, "cluster.hours=0.05")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_hours_without_their_steps_are_refused_before_the_cells_each_measure_their_own(tmp_path):
     with pytest.raises(ReproError, match=r"hours = 2: the training steps .* are not set yet; .* --methods floor"):
         write(tmp_path, "hours=2")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_batch_that_the_ranks_of_a_cell_cannot_share_is_refused(tmp_path):

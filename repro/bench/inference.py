@@ -77,9 +77,8 @@ def sampling(setting: Setting) -> Iterator[Row]:
     setting = replace(setting, config=replace(setting.config, evaluation=evaluation))
     count = min(evaluation.samples, 4 * evaluation.batch_size)
     model = laid_out(setting.base(), setting.config.compute, device()).eval()
-    pipeline = DDIMPipeline(
-        unet=setting.base().to(device()).eval(), scheduler=sampling_scheduler(setting.config.diffusion, clip_sample=False)
-    )
+    scheduler = sampling_scheduler(setting.config.diffusion, clip_sample=evaluation.clip_sample)
+    pipeline = DDIMPipeline(unet=setting.base().to(device()).eval(), scheduler=scheduler)
     pipeline.set_progress_bar_config(disable=True)
 
     def theirs(batch_size: int) -> None:

@@ -1,6 +1,5 @@
 """Rows on training: the price of sharing, of the harness and of the usual loop, and what a smaller size saves."""
 
-import copy
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -55,7 +54,7 @@ def smaller(setting: Setting) -> Iterator[Row]:
             note=f"MACs {macs:.2f}; {setting.config.data.name} network, batch {setting.training.batch_size}",
             unit_ms=STEP,
         )
-        (row.parts or {})["by_layer_ms"] = shares_by_layer(setting, copy.deepcopy(whole), supernet.extract(size))
+        (row.parts or {})["by_layer_ms"] = shares_by_layer(setting, whole, supernet.extract(size))
         yield row
 
 
