@@ -19,7 +19,7 @@ from repro.harness.experiment import load_model, train_cell
 from repro.harness.progress import CellProgress
 from repro.ofa.allocation import Plan, floor_units, kept_channels, rankings
 from repro.ofa.importance import Importance
-from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import draw_sizes, draw_widths, loss_weight
 from repro.ofa.supernet import Supernet
 from repro.planning import plan_of, ranking_scores, score_base, size_of
@@ -83,14 +83,14 @@ def load_supernet(experiment: Experiment, joint: Cell) -> Supernet:
         plan = Plan.from_json(path.read_text())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ReproError(f"{path}: not a readable plan ({error}); delete the folder {path.parent} and run the command again") from error
-    return Supernet(base, unet2d_pipes(base), plan).eval()
+    return Supernet(base, pipes_of(base), plan).eval()
 
 
 def make_joint(experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress) -> Product:
     """Trains the supernet: one run for all sizes."""
     config, settings = experiment.config, experiment.config.ofa_training
     base = load_model(experiment, base_cell(config)).to(distributed.device())
-    pipes = unet2d_pipes(base)
+    pipes = pipes_of(base)
     report.stage("importance")
     with clock.phase("importance"):
         importance = score_base(experiment, base, cell.seed)
@@ -143,7 +143,7 @@ def _chain(experiment: Experiment, supernet: Supernet, seed: int) -> Callable[[i
 
 def _open_set(experiment: Experiment, supernet: Supernet, scores: Importance, seed: int) -> Callable[[int], list[Draw]]:
     """Returns what a step trains where every pipe has a random width of its own at every step, its channels by the same ranking."""
-    pipes = unet2d_pipes(supernet.base)
+    pipes = pipes_of(supernet.base)
     ranked = rankings(pipes, scores, groupnorm=experiment.config.allocation.groupnorm)
     order = {name: channels.cpu() for name, channels in ranked.items()}  # a draw must not wait for a GPU
     units = {pipe.name: pipe.units for pipe in pipes}

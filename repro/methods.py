@@ -17,7 +17,7 @@ from repro.harness.pretrained import load_pretrained
 from repro.harness.progress import CellProgress
 from repro.harness.randomness import derive_seed, generator
 from repro.joint import extracted, joint_cell, make_finetuned, make_joint, make_subnet
-from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
 from repro.planning import params_at, plan_of, ranking_scores, score_base, size_of
 from repro.single import train_alone
@@ -40,7 +40,7 @@ def _make_untrained(experiment: Experiment, cell: Cell, clock: Clock, report: Ce
     with clock.phase("importance"):
         importance = score_base(experiment, base, cell.seed)
         plan = plan_of(experiment, base, importance, ranking_scores(experiment, base, importance, cell.seed))
-    model = extracted(Supernet(base, unet2d_pipes(base), plan).eval(), cell)
+    model = extracted(Supernet(base, pipes_of(base), plan).eval(), cell)
     return Product(model=model, realised=size_of(base, model))
 
 

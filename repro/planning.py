@@ -11,12 +11,12 @@ from repro.harness.diffusion import NoisyBatches, image_losses, predictor
 from repro.harness.randomness import derive_seed
 from repro.ofa.allocation import Plan, make_plan
 from repro.ofa.importance import Importance, Scored, other_scores, pipe_importance
-from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.pipes import pipes_of
 
 
 def score_base(experiment: Experiment, base: nn.Module, seed: int) -> Importance:
     """Scores the channels of a base on training images without augmentation (paper, Formula 4); the ranks share the batches."""
-    settings, pipes = experiment.config.importance, unet2d_pipes(base)
+    settings, pipes = experiment.config.importance, pipes_of(base)
     batches = NoisyBatches(experiment.images, experiment.schedule, batch_size=settings.batch_size, seed=seed, device=distributed.device())
     count = max(1, settings.images // settings.batch_size)
     mine = range(distributed.rank(), count, distributed.ranks())
@@ -40,14 +40,14 @@ def _of_all_ranks(scored: list[Scored]) -> list[Scored]:
 
 def equal_importance(base: nn.Module) -> Importance:
     """Returns the same importance for every channel."""
-    return {pipe.name: torch.ones(pipe.width) for pipe in unet2d_pipes(base)}
+    return {pipe.name: torch.ones(pipe.width) for pipe in pipes_of(base)}
 
 
 def plan_of(experiment: Experiment, base: nn.Module, importance: Importance, scores: Importance | None = None) -> Plan:
     """Computes the plan of a base for the trained sizes; `scores` rank the channels where the importances do not."""
     settings = experiment.config.allocation
     return make_plan(
-        unet2d_pipes(base),
+        pipes_of(base),
         importance,
         experiment.config.sizes.trained,
         params_base=count_params(base.parameters()),
@@ -61,7 +61,7 @@ def plan_of(experiment: Experiment, base: nn.Module, importance: Importance, sco
 def ranking_scores(experiment: Experiment, base: nn.Module, importance: Importance, seed: int) -> Importance:
     """Returns what ranks the channels of every pipe: the importances, or what stands in for them."""
     ranking = experiment.config.allocation.ranking
-    return importance if ranking == "importance" else other_scores(base, unet2d_pipes(base), ranking, derive_seed("ranking", seed))
+    return importance if ranking == "importance" else other_scores(base, pipes_of(base), ranking, derive_seed("ranking", seed))
 
 
 def check_sizes(experiment: Experiment) -> None:
@@ -77,7 +77,7 @@ def check_sizes(experiment: Experiment) -> None:
 
 def internal_params(base: nn.Module) -> int:
     """Returns how many of a base's parameters its pipes hold."""
-    return sum(pipe.units * pipe.params_per_unit for pipe in unet2d_pipes(base))
+    return sum(pipe.units * pipe.params_per_unit for pipe in pipes_of(base))
 
 
 def params_at(base: nn.Module, size: float) -> int:

@@ -17,7 +17,7 @@ from repro.harness.denoiser import build_base, channel_widths
 from repro.harness.distributed import device
 from repro.harness.experiment import is_made, load_model
 from repro.harness.progress import say
-from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
 from repro.planning import equal_importance, params_at, plan_of, score_base
 
@@ -53,7 +53,7 @@ def describe_sizes(experiment: Experiment, *, only: Sequence[float] | None, prun
         importance, source = {}, "equal importances, since no base has been trained here"
     with torch.device("meta"):
         base = build_base(config.network, seed=0)
-    pipes = unet2d_pipes(base)
+    pipes = pipes_of(base)
     plan = plan_of(experiment, base, {name: score.cpu() for name, score in importance.items()} or equal_importance(base))
     supernet = Supernet(base, pipes, plan)
     rows: list[dict[str, Any]] = []

@@ -17,7 +17,7 @@ from repro.harness.classifier_network import Classifier
 from repro.harness.cost import count_macs, pipe_macs, train_pflop
 from repro.harness.denoiser import build_base
 from repro.harness.experiment import is_made
-from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import expected_shares
 from repro.planning import equal_importance, params_at, plan_of
 
@@ -119,7 +119,7 @@ def costs_of(experiment: Experiment, rule: str) -> Costs:
     config = dataclasses.replace(experiment.config, allocation=dataclasses.replace(experiment.config.allocation, rule=rule))
     with torch.device("meta"):
         base = build_base(config.network, seed=0)
-    pipes = unet2d_pipes(base)
+    pipes = pipes_of(base)
     plan = plan_of(dataclasses.replace(experiment, config=config), base, equal_importance(base))
     whole = count_macs(base, experiment.image_shape).total
     shares = pipe_macs(base, pipes, experiment.image_shape)

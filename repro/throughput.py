@@ -21,7 +21,7 @@ from repro.harness.denoiser import build_base
 from repro.harness.diffusion import NoisyBatch, NoisyBatches, image_losses, noise_schedule, predictor, sample_pixels
 from repro.harness.provenance import device_name, peak_memory_gib, reset_peak_memory
 from repro.harness.training import Run, train
-from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
 from repro.planning import equal_importance, plan_of
 
@@ -136,7 +136,7 @@ def _supernet(experiment: Experiment, sizes: tuple[float, ...]) -> Supernet:
     config = dataclasses.replace(experiment.config, sizes=Sizes(trained=chosen, reported=chosen))
     base = build_base(config.network, seed=0, dropout=config.ofa_training.dropout)
     plan = plan_of(dataclasses.replace(experiment, config=config), base, equal_importance(base))
-    return Supernet(base, unet2d_pipes(base), plan)
+    return Supernet(base, pipes_of(base), plan)
 
 
 def _batch(config: Config, flop: float) -> int:

@@ -14,7 +14,7 @@ from repro.config import Config, Network
 from repro.harness.cells import Variant
 from repro.harness.cost import count_macs, pipe_macs
 from repro.harness.denoiser import build_base
-from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import expected_shares
 
 METHOD = "method"  # the factor of a variant that is a method of its own: tables show it beside the others
@@ -49,7 +49,7 @@ def _macs(network: Network) -> tuple[float, float]:
     with torch.device("meta"):
         base = build_base(network, seed=0)
     shape = (network.channels, network.sample_size, network.sample_size)
-    return float(count_macs(base, shape).total), sum(pipe_macs(base, unet2d_pipes(base), shape).values())
+    return float(count_macs(base, shape).total), sum(pipe_macs(base, pipes_of(base), shape).values())
 
 
 def _set(**values: Any) -> Callable[[Config], Mapping[str, Any]]:

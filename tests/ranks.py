@@ -23,7 +23,7 @@ from repro.harness.denoiser import build_base
 from repro.harness.diffusion import NoisyBatch, NoisyBatches, image_losses, noise_schedule, predictor
 from repro.harness.training import Run, train
 from repro.ofa.allocation import make_plan
-from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import draw_sizes
 from repro.ofa.supernet import Supernet
 from repro.planning import score_base
@@ -55,7 +55,7 @@ def network(config: Config, kind: str) -> torch.nn.Module:
     base = build_base(config.network, seed=3)
     if kind == "base":
         return base
-    pipes = unet2d_pipes(base)
+    pipes = pipes_of(base)
     stream = torch.Generator().manual_seed(5)
     importance = {pipe.name: torch.rand(pipe.width, generator=stream) for pipe in pipes}
     return Supernet(

@@ -13,7 +13,7 @@ from repro.bench.timing import Row, Target, in_turn, ratio
 from repro.config import load_config
 from repro.harness.diffusion import image_losses, predictor
 from repro.ofa.importance import pipe_importance
-from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.pipes import pipes_of
 
 TINY = str(Path(__file__).parent / "tiny.toml")
 
@@ -54,7 +54,7 @@ def test_a_target_that_is_missed_says_no(target, value, met):
 
 def test_importance_image_by_image_is_the_importance_of_batches(setting):
     base = setting.base()
-    pipes, source = unet2d_pipes(base), setting.batches(4)
+    pipes, source = pipes_of(base), setting.batches(4)
     batches = [source(0), source(1)]
     batched = pipe_importance(base, pipes, batches, lambda model, batch: image_losses(predictor(model), batch))
     alone = inference.image_by_image(base, pipes, batches)

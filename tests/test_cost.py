@@ -14,7 +14,7 @@ from repro.config import Network, load_config
 from repro.harness.cost import count_macs, count_macs_torch_pruning, count_params, latency_ms, train_pflop
 from repro.harness.denoiser import build_base
 from repro.ofa.allocation import make_plan
-from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
 
 CIFAR10_SHAPE = (3, 32, 32)
@@ -26,7 +26,7 @@ def cifar10():
     """The subnets of the CIFAR-10 network under uniform allocation, on the meta device."""
     with torch.device("meta"):
         base = build_base(Network(**CIFAR10_NETWORK), seed=0)
-        pipes = unet2d_pipes(base)
+        pipes = pipes_of(base)
         importance = {pipe.name: torch.ones(pipe.width, device="cpu") for pipe in pipes}
         params_base = sum(parameter.numel() for parameter in base.parameters())
         plan = make_plan(pipes, importance, SIZES, params_base=params_base, rule="uniform", floor=0.25)

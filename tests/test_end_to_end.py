@@ -21,7 +21,7 @@ from torch import nn
 from repro.config import load_config
 from repro.harness.denoiser import build_base, load_denoiser
 from repro.ofa.allocation import Plan
-from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -294,7 +294,7 @@ def test_whole_chain_whose_folders_are_gone_is_run_again_for_an_open_cell(flow, 
 def supernet_of(flow):
     joint = flow.runs / "ofa_joint-seed0"
     base = load_denoiser(joint / "model")
-    return Supernet(base, unet2d_pipes(base), Plan.from_json((joint / "plan.json").read_text())).eval()
+    return Supernet(base, pipes_of(base), Plan.from_json((joint / "plan.json").read_text())).eval()
 
 
 @pytest.fixture(scope="module")

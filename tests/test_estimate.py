@@ -20,7 +20,7 @@ from repro.harness.places import Places
 from repro.harness.progress import duration
 from repro.harness.records import write_record
 from repro.methods import METHODS
-from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import draw_sizes, expected_shares
 from repro.ofa.supernet import Supernet
 from repro.planning import equal_importance, plan_of
@@ -67,7 +67,7 @@ def test_macs_and_parameters_are_those_of_the_extracted_subnets(tiny, tmp_path, 
     this = experiment(config, tmp_path)
     costs = costs_of(experiment(tiny, tmp_path), rule)
     base = build_base(tiny.network, seed=0)
-    supernet = Supernet(base, unet2d_pipes(base), plan_of(this, base, equal_importance(base)))
+    supernet = Supernet(base, pipes_of(base), plan_of(this, base, equal_importance(base)))
     for size in tiny.sizes.trained:
         subnet = supernet.extract(size)
         assert costs.macs[size] == count_macs(subnet, this.image_shape).total
@@ -85,7 +85,7 @@ def test_macs_of_the_cifar10_network(tiny, tmp_path):
         base = build_base(network, seed=0)
     uniform = dataclasses.replace(config, allocation=dataclasses.replace(config.allocation, rule="uniform"))
     plan = plan_of(experiment(uniform, tmp_path), base, equal_importance(base))
-    half = Supernet(base, unet2d_pipes(base), plan).extract(0.5)
+    half = Supernet(base, pipes_of(base), plan).extract(0.5)
     assert costs.macs[0.5] == count_macs(half, (3, 32, 32)).total
 
 

@@ -15,7 +15,7 @@ from repro.errors import ReproError
 from repro.harness.denoiser import build_base
 from repro.ofa.allocation import Plan, floor_units, formula5, gradual, make_plan, ranking, uniform, unit_importance
 from repro.ofa.importance import pipe_importance
-from repro.ofa.pipes import Pipe, unet2d_pipes
+from repro.ofa.pipes import Pipe, pipes_of
 from repro.ofa.sampling_law import draw_sizes, linear_law
 from repro.ofa.supernet import Supernet
 
@@ -71,7 +71,7 @@ def random_importance(pipes, seed=0):
 
 
 def plan_for(model, rule="gradual", sizes=SIZES):
-    pipes = unet2d_pipes(model)
+    pipes = pipes_of(model)
     params_base = sum(parameter.numel() for parameter in model.parameters())
     return pipes, make_plan(pipes, random_importance(pipes), sizes, params_base=params_base, rule=rule, floor=0.25)
 
@@ -106,15 +106,15 @@ def simple_pipe(name, *, units, cost, groups=1, block="block"):
 
 
 def test_pipes_of_the_tiny_network_are_those_listed_by_hand(base):
-    found = {pipe.name: (pipe.kind, pipe.block, pipe.width, pipe.groups, pipe.params_per_channel) for pipe in unet2d_pipes(base)}
+    found = {pipe.name: (pipe.kind, pipe.block, pipe.width, pipe.groups, pipe.params_per_channel) for pipe in pipes_of(base)}
     assert found == TINY_PIPES
 
 
 def test_a_pipe_cuts_the_tensors_that_its_width_enters_each_once(base):
-    for pipe in unet2d_pipes(base):
+    for pipe in pipes_of(base):
         assert len(pipe.slices) == len(set(pipe.slices))
         assert set(pipe.slices) == slices_by_hand(pipe.kind, pipe.name)
-    cut = Counter(parameter for pipe in unet2d_pipes(base) for parameter, _ in pipe.slices)
+    cut = Counter(parameter for pipe in pipes_of(base) for parameter, _ in pipe.slices)
     assert set(cut.values()) == {1}
 
 
@@ -123,7 +123,7 @@ def test_parameters_of_the_pipes_and_the_fixed_ones_add_up_to_the_network(base):
     for kind, name in ((values[0], name) for name, values in TINY_PIPES.items()):
         for parameter, _ in slices_by_hand(kind, name):
             del uncut[parameter]
-    internal = sum(pipe.units * pipe.params_per_unit for pipe in unet2d_pipes(base))
+    internal = sum(pipe.units * pipe.params_per_unit for pipe in pipes_of(base))
     assert internal == sum(width * cost for _, _, width, _, cost in TINY_PIPES.values())
     assert internal + sum(tensor.numel() for tensor in uncut.values()) == sum(parameter.numel() for parameter in base.parameters())
 
@@ -166,7 +166,7 @@ def batched_importance(model, pipes, images, timesteps, noise, batch_size):
 def test_batched_importance_is_that_of_the_loop_over_images_whatever_the_batch(tiny, batch_size):
     # Dropout shows whether the base is scored in evaluation mode.
     model = shake(build_base(tiny.network, seed=0, dropout=0.5))
-    pipes = unet2d_pipes(model)
+    pipes = pipes_of(model)
     images, timesteps = inputs(12)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(3))
     expected = loop_importance(model.eval(), pipes, images, timesteps, noise)
@@ -182,7 +182,7 @@ def test_importance_leaves_the_model_as_it_was(base, training):
     base.train(training)
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     images, timesteps = inputs(4)
-    batched_importance(base, unet2d_pipes(base), images, timesteps, torch.zeros_like(images), 4)
+    batched_importance(base, pipes_of(base), images, timesteps, torch.zeros_like(images), 4)
     assert base.training is training
     assert all(module.training is training for module in base.modules())
     assert all(parameter.grad is None for parameter in base.parameters())

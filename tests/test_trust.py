@@ -25,7 +25,7 @@ from repro.harness.denoiser import load_denoiser, load_pipeline, save_denoiser
 from repro.harness.diffusion import sampling_scheduler
 from repro.harness.pretrained import load_pretrained
 from repro.ofa.allocation import Plan, make_plan
-from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -360,7 +360,7 @@ def test_a_plan_that_is_none_is_a_value_error(text):
 
 @pytest.mark.parametrize("channels", [[10**12], [-1, 0], [0, 0], [1, 0], [], [0.5], ["0"]])
 def test_a_plan_of_another_network_is_refused(channels, base):
-    pipes = unet2d_pipes(base)
+    pipes = pipes_of(base)
     scores = {pipe.name: torch.ones(pipe.width) for pipe in pipes}
     plan = json.loads(make_plan(pipes, scores, (1.0, 0.5), params_base=1, rule="uniform", floor=0.25).to_json())
     plan["kept"]["0.5"][pipes[0].name] = channels

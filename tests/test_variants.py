@@ -24,7 +24,7 @@ from repro.harness.diffusion import NoisyBatch, distillation_losses, image_losse
 from repro.methods import METHODS
 from repro.ofa.allocation import kept_channels, make_plan, ranking, rankings
 from repro.ofa.importance import other_scores
-from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import draw_widths, linear_law, loss_weight
 from repro.ofa.supernet import Supernet
 from repro.variants import TRAINED_ALONE, TRAINED_ONCE, chain, compute_ratio
@@ -42,7 +42,7 @@ def importance_of(pipes, seed=0):
 
 
 def plan_for(base, **settings):
-    pipes = unet2d_pipes(base)
+    pipes = pipes_of(base)
     count = sum(parameter.numel() for parameter in base.parameters())
     return pipes, make_plan(pipes, importance_of(pipes), SIZES, params_base=count, rule="gradual", floor=0.25, **settings)
 
@@ -56,7 +56,7 @@ def inputs(count=3):
 
 
 def test_regrouping_keeps_the_best_of_the_whole_layer(base):
-    for pipe in unet2d_pipes(base):
+    for pipe in pipes_of(base):
         score = importance_of((pipe,))[pipe.name]
         order = ranking(pipe, score, groupnorm="regroup")
         assert sorted(order.flatten().tolist()) == list(range(pipe.width))
@@ -81,16 +81,16 @@ def test_regrouped_plans_are_nested_and_as_large_and_keep_other_channels(base):
 
 def test_scores_say_which_channels_are_kept_and_importances_how_many(base):
     _, plain = plan_for(base)
-    _, prefix = plan_for(base, scores=other_scores(base, unet2d_pipes(base), "prefix", 0))
+    _, prefix = plan_for(base, scores=other_scores(base, pipes_of(base), "prefix", 0))
     assert prefix.params == plain.params and prefix.kept != plain.kept
-    for pipe in unet2d_pipes(base):
+    for pipe in pipes_of(base):
         assert len(prefix.kept[0.5][pipe.name]) == len(plain.kept[0.5][pipe.name])
         units = len(prefix.kept[0.5][pipe.name]) // pipe.groups
         assert prefix.kept[0.5][pipe.name] == tuple(group * pipe.units + index for group in range(pipe.groups) for index in range(units))
 
 
 def test_magnitude_agrees_with_a_sum_over_every_weight(base):
-    pipes = unet2d_pipes(base)
+    pipes = pipes_of(base)
     found = other_scores(base, pipes, "magnitude", 0)
     for pipe in pipes:
         expected = []
@@ -104,7 +104,7 @@ def test_magnitude_agrees_with_a_sum_over_every_weight(base):
 
 
 def test_a_random_ranking_depends_on_its_seed_alone_and_is_shared_by_heads(base):
-    pipes = unet2d_pipes(base)
+    pipes = pipes_of(base)
     first, again, other = (other_scores(base, pipes, "random", seed) for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first)
@@ -116,7 +116,7 @@ def test_a_random_ranking_depends_on_its_seed_alone_and_is_shared_by_heads(base)
 
 def test_an_unknown_ranking_is_an_error(base):
     with pytest.raises(ReproError, match="unknown ranking 'best'"):
-        other_scores(base, unet2d_pipes(base), "best", 0)
+        other_scores(base, pipes_of(base), "best", 0)
 
 
 @pytest.mark.parametrize("groupnorm", ["keep", "regroup"])
@@ -266,7 +266,7 @@ def test_the_compute_of_all_independent_runs_is_that_of_the_law_turned_over():
     with torch.device("meta"):
         base = build_base(config.network, seed=0)
     whole = count_macs(base, (1, 8, 8)).total
-    inside = sum(pipe_macs(base, unet2d_pipes(base), (1, 8, 8)).values())
+    inside = sum(pipe_macs(base, pipes_of(base), (1, 8, 8)).values())
     macs = [whole - (1 - size) * inside for size in SIZES]
     joint = sum(share * cost for share, cost in zip((1 / 8, 5 / 24, 7 / 24, 3 / 8), macs, strict=True))  # m = 3: 1, 5/3, 7/3, 3 over 8
     assert ratio == pytest.approx(sum(macs) / joint)

@@ -20,7 +20,7 @@ from repro.harness.distributed import device
 from repro.harness.fid import FeatureLayer, classifier_layer, features_of, frechet_distance
 from repro.harness.storage import sha256_of_file
 from repro.ofa.importance import Importance, pipe_importance
-from repro.ofa.pipes import Pipe, unet2d_pipes
+from repro.ofa.pipes import Pipe, pipes_of
 
 IMPORTANCE_IMAGES = 1024
 MOST_STEPS = 10  # of a sampler: an image takes as long at each
@@ -30,7 +30,7 @@ SAMPLING_BATCHES = (16, 32, 64, 128, 256, 512, 1024)
 def importance(setting: Setting) -> Iterator[Row]:
     """Yields the importance of 1,024 images from 1,024 backward passes, as Formula 4 reads, beside that from batches."""
     base = setting.base().to(device())
-    pipes, batch_size = unet2d_pipes(base), setting.config.importance.batch_size
+    pipes, batch_size = pipes_of(base), setting.config.importance.batch_size
     source = setting.batches(batch_size)
     batches = [source(step) for step in range(max(1, IMPORTANCE_IMAGES // batch_size))]
     images = sum(len(batch.timesteps) for batch in batches)

@@ -14,7 +14,7 @@ from repro.harness.denoiser import build_base
 from repro.harness.diffusion import NoisyBatches, noise_schedule
 from repro.harness.fid import FeatureLayer
 from repro.ofa.allocation import make_plan
-from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
 
 IMAGES = 2048
@@ -59,7 +59,7 @@ class Setting:
     def supernet(self) -> Supernet:
         """Builds a supernet of the trained sizes by random importances: kept channels lie scattered, as they do after a real scoring."""
         base = self.base()
-        pipes = unet2d_pipes(base)
+        pipes = pipes_of(base)
         stream = torch.Generator().manual_seed(0)
         importance = {pipe.name: torch.rand(pipe.width, generator=stream) for pipe in pipes}
         settings = self.config.allocation

@@ -5,6 +5,7 @@ smaller subnet is nested in every larger one.
 """
 
 import dataclasses
+import heapq
 import json
 import math
 from collections import defaultdict
@@ -177,14 +178,18 @@ def gradual(pipes: tuple[Pipe, ...], importance: Importance, size: float, *, flo
         raise ReproError(
             f"size {size:g}: the plan cannot reach it; the smallest size under allocation.floor = {floor:g} is {spent / internal:.4g}"
         )
-    worth = {pipe.name: unit_importance(pipe, importance[pipe.name]) / cost[pipe.name] for pipe in pipes}
+    worth = {pipe.name: (unit_importance(pipe, importance[pipe.name]) / cost[pipe.name]).tolist() for pipe in pipes}
+    # The pipes' next units, the one that is worth most on top; of several that are worth the same, that of the first pipe.
+    queue = [(-worth[pipe.name][units[pipe.name]], place, pipe.name) for place, pipe in enumerate(pipes) if units[pipe.name] < pipe.units]
+    heapq.heapify(queue)
     while spent < target:
-        open_pipes = [pipe for pipe in pipes if units[pipe.name] < pipe.units]
-        best = max(open_pipes, key=lambda pipe: float(worth[pipe.name][units[pipe.name]])).name
+        _, place, best = heapq.heappop(queue)
         if spent + cost[best] - target > target - spent:
             break
         units[best] += 1
         spent += cost[best]
+        if units[best] < pipes[place].units:
+            heapq.heappush(queue, (-worth[best][units[best]], place, best))
     return units
 
 

@@ -84,6 +84,7 @@ def other_scores(model: nn.Module, pipes: tuple[Pipe, ...], ranking: str, seed: 
 def _magnitude(model: nn.Module, pipe: Pipe) -> Tensor:
     """Adds up | w | over a channel's rows in the producers and its columns in the consumers, shape [width]."""
     rows = [model.get_parameter(f"{name}.weight").detach().abs().flatten(1).sum(dim=1) for name in pipe.producers]
+    rows = [row.view(-1, pipe.width).sum(dim=0) for row in rows]
     columns = [model.get_parameter(f"{name}.weight").detach().abs().transpose(0, 1).flatten(1).sum(dim=1) for name in pipe.consumers]
     return _shared_by_heads(pipe, torch.stack([*rows, *columns]).sum(dim=0))
 
@@ -125,18 +126,22 @@ def _pipe_score(model: nn.Module, pipe: Pipe, tapped: dict[str, Tensor], gradien
     score = torch.zeros(pipe.width, device=next(iter(tapped.values())).device)
     for name in pipe.producers:
         layer = model.get_submodule(name)
-        score += _saliency(layer, tapped[name], gradients[name], layer.bias)
+        score += _saliency(layer, tapped[name], gradients[name], layer.bias, pipe.width)
     for name in pipe.consumers:
-        score += _saliency(model.get_submodule(name), tapped[name], gradients[name], None)
+        score += _saliency(model.get_submodule(name), tapped[name], gradients[name], None, pipe.width)
     return _shared_by_heads(pipe, score)
 
 
-def _saliency(layer: nn.Module, activation: Tensor, gradient: Tensor, bias: object) -> Tensor:
-    """Returns sum_n | sum_positions (a - bias) * dL_n/da | for every channel of an activation, shape [channels]."""
+def _saliency(layer: nn.Module, activation: Tensor, gradient: Tensor, bias: object, width: int) -> Tensor:
+    """Returns sum_n | sum_positions (a - bias) * dL_n/da | for every channel of an activation, shape [width].
+
+    A layer may hold a channel several times, as both halves of a GEGLU do: its weights are those of all of them, and the sum over its weights
+    lies inside the absolute value.
+    """
     channels_first = isinstance(layer, nn.Conv2d)
     activation, gradient = activation.float(), gradient.float()
     if isinstance(bias, Tensor):
         activation = activation - (bias.view(-1, 1, 1) if channels_first else bias)
     product = activation * gradient
     positions = tuple(range(2, product.ndim)) if channels_first else tuple(range(1, product.ndim - 1))
-    return product.sum(dim=positions).abs().sum(dim=0)
+    return product.sum(dim=positions).unflatten(1, (-1, width)).sum(dim=1).abs().sum(dim=0)

@@ -132,18 +132,29 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kept: Tensor, places: Tensor, dimensions: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(places)
-        ctx.dimensions = dimensions
-        return tuple(tensor.index_select(dimension, kept) for tensor, dimension in zip(tensors, dimensions, strict=True))
+        ctx.dimensions, ctx.kept = dimensions, len(kept)
+        return tuple(_select(tensor, dimension, kept, len(places)) for tensor, dimension in zip(tensors, dimensions, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         (places,) = ctx.saved_tensors
-        spread = []
-        for gradient, dimension in zip(gradients, ctx.dimensions, strict=True):
-            shape = list(gradient.shape)
-            shape[dimension] = 1
-            spread.append(torch.cat([gradient, gradient.new_zeros(shape)], dimension).index_select(dimension, places))
+        spread = [_spread(gradient, dimension, places, ctx.kept) for gradient, dimension in zip(gradients, ctx.dimensions, strict=True)]
         return None, None, None, *spread
+
+
+def _select(tensor: Tensor, dimension: int, kept: Tensor, width: int) -> Tensor:
+    """Returns the kept channels of a tensor, from each of the runs of `width` channels that its dimension holds."""
+    if tensor.shape[dimension] == width:
+        return tensor.index_select(dimension, kept)
+    return tensor.unflatten(dimension, (-1, width)).index_select(dimension + 1, kept).flatten(dimension, dimension + 1)
+
+
+def _spread(gradient: Tensor, dimension: int, places: Tensor, kept: int) -> Tensor:
+    """Returns the gradient of the whole tensor: that of the kept channels at their places, and zeros."""
+    runs = gradient.unflatten(dimension, (-1, kept))
+    shape = list(runs.shape)
+    shape[dimension + 1] = 1
+    return torch.cat([runs, runs.new_zeros(shape)], dimension + 1).index_select(dimension + 1, places).flatten(dimension, dimension + 1)
 
 
 def _places(kept: Tensor, width: int) -> Tensor:

@@ -21,7 +21,7 @@ from repro.harness.diffusion import NoisyBatches, image_losses, image_noise, noi
 from repro.harness.training import Run, train
 from repro.ofa.allocation import make_plan
 from repro.ofa.importance import pipe_importance
-from repro.ofa.pipes import unet2d_pipes
+from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import draw_sizes
 from repro.ofa.supernet import Supernet
 
@@ -63,7 +63,7 @@ def arithmetic():
 
 def new_supernet():
     base = build_base(CONFIG.network, seed=3).eval()
-    pipes = unet2d_pipes(base)
+    pipes = pipes_of(base)
     stream = torch.Generator().manual_seed(5)
     importance = {pipe.name: torch.rand(pipe.width, generator=stream) for pipe in pipes}
     plan = make_plan(pipes, importance, SIZES, params_base=count_params(base.parameters()), rule="gradual", floor=0.25)
@@ -115,7 +115,7 @@ def test_a_gpu_computes_what_the_cpu_computes():
 
 def test_batched_importance_is_that_of_one_image_at_a_time():
     base = build_base(CONFIG.network, seed=3).eval().to(DEVICE)
-    pipes = unet2d_pipes(base)
+    pipes = pipes_of(base)
     whole = batches(8)(0)
     cuts = [
         replace(whole, noisy=n[None], noise=e[None], timesteps=t[None])
