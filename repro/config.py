@@ -19,6 +19,7 @@ from typing import Any
 from repro.errors import ReproError, one_line
 from repro.execution import Cluster, Execution
 from repro.harness.reading import MOST_INTEGER, parse_toml, read_toml
+from repro.networks import Denoiser, Network, Transformer
 from repro.sections import (
     Allocation,
     Base,
@@ -28,7 +29,6 @@ from repro.sections import (
     Diffusion,
     Evaluation,
     ImportanceSettings,
-    Network,
     Pruning,
     SamplingLaw,
     Sizes,
@@ -53,6 +53,7 @@ __all__ = [
     "SamplingLaw",
     "Sizes",
     "Training",
+    "Transformer",
     "build",
     "changed",
     "load_config",
@@ -69,6 +70,8 @@ class Config:
 
     Attributes:
         name: Names its folders of records and artefacts.
+        network: The base's architecture, where it is a UNet.
+        transformer: Where it is a transformer; one of the two.
         hours: How long all of it may take on the device at hand; its training steps are scaled to that once, by a measured
             throughput. 0 takes the steps as they are written.
         trial: Whether the run only tries the machinery; its records are marked, and no table or figure shows them.
@@ -76,7 +79,8 @@ class Config:
 
     name: str
     data: Data = field(default_factory=Data)
-    network: Network
+    network: Network | None = None
+    transformer: Transformer | None = None
     diffusion: Diffusion = field(default_factory=Diffusion)
     base: Base = field(default_factory=Base)
     sizes: Sizes
@@ -98,6 +102,9 @@ class Config:
 
     def __post_init__(self) -> None:
         check("name", NAME.fullmatch(self.name) is not None, "use at most 100 ASCII letters, digits, '-' and '_': it names a folder")
+        check("network", (self.network is None) != (self.transformer is None), "a base is either a [network] or a [transformer]; write one")
+        trained = self.network is not None or self.base.source == "train"
+        check("base.source", trained, "must be 'train' with a [transformer]: only a UNet is taken from a hub or a folder")
         check("hours", self.hours >= 0, "must not be negative; 0 takes the training steps as they are written")
         check("base_training.distillation", self.base_training.distillation == 0, "must be 0: the base has no teacher")
         chain = self.sizes.candidates == "chain"
@@ -105,10 +112,17 @@ class Config:
         steps, timesteps = self.evaluation.sampler_steps, self.diffusion.num_train_timesteps
         check("evaluation.sampler_steps", steps <= timesteps, f"is {steps}, but there are only {timesteps} timesteps to visit")
 
+    @property
+    def denoiser(self) -> Denoiser:
+        """The base's architecture."""
+        denoiser = self.network or self.transformer
+        assert denoiser is not None
+        return denoiser
+
     def as_dict(self) -> dict[str, Any]:
         """Returns everything that can change a result, as plain values, as a record holds it."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return {key: value for key, value in plain.items() if key not in CHANGE_NOTHING}
+        return {key: value for key, value in plain.items() if key not in CHANGE_NOTHING and value is not None}
 
     def sha256(self) -> str:
         """Returns the hash of everything that can change a result."""
@@ -199,6 +213,8 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
+    if isinstance(hint, types.UnionType):  # of a section that may be missing
+        hint = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
     if dataclasses.is_dataclass(hint):
         check(key, isinstance(value, dict), "must be a section")
         return build(typing.cast(type, hint), value, f"{key}.")

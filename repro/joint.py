@@ -149,7 +149,7 @@ def _open_set(experiment: Experiment, supernet: Supernet, scores: Importance, se
     units = {pipe.name: pipe.units for pipe in pipes}
     floors = {pipe.name: floor_units(pipe, experiment.config.allocation.floor) for pipe in pipes}
     with torch.device("meta"):
-        base = build_base(experiment.config.network, seed=0)
+        base = build_base(experiment.config.denoiser, seed=0)
     whole, shares = count_macs(base, experiment.image_shape).total, pipe_macs(base, pipes, experiment.image_shape)
 
     def draws(step: int) -> list[Draw]:

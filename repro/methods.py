@@ -29,7 +29,7 @@ def _make_base(experiment: Experiment, cell: Cell, clock: Clock, report: CellPro
     config = experiment.config
     if config.base.source != "train":
         return Product(model=load_pretrained(config, experiment.places.cache), realised=1.0)
-    model = build_base(config.network, seed=derive_seed("base", cell.seed), dropout=config.base_training.dropout)
+    model = build_base(config.denoiser, seed=derive_seed("base", cell.seed), dropout=config.base_training.dropout)
     return Product(model=model, training=train_alone(experiment, cell, model, config.base_training, clock, report, model), realised=1.0)
 
 

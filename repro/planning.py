@@ -71,7 +71,7 @@ def check_sizes(experiment: Experiment) -> None:
         ReproError: It cannot; names the smallest size that it can.
     """
     with torch.device("meta"):
-        base = build_base(experiment.config.network, seed=0)
+        base = build_base(experiment.config.denoiser, seed=0)
     plan_of(experiment, base, equal_importance(base))
 
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 from repro.errors import ReproError
 
-DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
-UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
 DATA_SETS = ("digits", "cifar10", "folder")
 METRICS = ("fid", "fid768", "fid_classifier")
 PRECISIONS = ("float32", "bfloat16")
@@ -41,43 +39,6 @@ class Data:
         one_of("name", self.name, DATA_SETS)
         check("folder", bool(self.folder) == (self.name == "folder"), "goes with data.name = 'folder', and only with that")
         check("sha256", not self.sha256 or is_sha256(self.sha256), "must be 64 hexadecimal digits")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """The base's architecture, in the words of diffusers' `UNet2DModel`."""
-
-    sample_size: int
-    channels: int
-    block_out_channels: tuple[int, ...]
-    down_block_types: tuple[str, ...]
-    up_block_types: tuple[str, ...]
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    attention_head_dim: int = 0  # 0: one head as wide as the layer
-    flip_sin_to_cos: bool = True
-    freq_shift: int = 0
-    downsample_padding: int = 1
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        levels = len(self.block_out_channels)
-        check("block_out_channels", 1 <= levels <= MOST_LEVELS, f"needs 1 to {MOST_LEVELS} widths")
-        for key, most in (("sample_size", MOST_CHANNELS), ("channels", MOST_CHANNELS), ("layers_per_block", MOST_BLOCKS)):
-            within(key, getattr(self, key), most)
-        for width in self.block_out_channels:
-            within("block_out_channels", width, MOST_CHANNELS)
-        check("attention_head_dim", 0 <= self.attention_head_dim <= MOST_CHANNELS, f"must lie in [0, {MOST_CHANNELS}]; 0 makes one head")
-        check("down_block_types", len(self.down_block_types) == levels, f"needs one entry for each of the {levels} widths")
-        check("up_block_types", len(self.up_block_types) == levels, f"needs one entry for each of the {levels} widths")
-        check("downsample_padding", self.downsample_padding in (0, 1), "must be 0 or 1")
-        check("dropout", 0 <= self.dropout < 1, "must lie in [0, 1)")
-        for key, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-            for block in getattr(self, key):
-                one_of(key, block, known)
-        fits = self.norm_num_groups >= 1 and all(width % self.norm_num_groups == 0 for width in self.block_out_channels)
-        check("norm_num_groups", fits, f"must divide every width in block_out_channels, {self.block_out_channels}")
 
 
 @dataclass(frozen=True, kw_only=True)

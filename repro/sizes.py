@@ -52,7 +52,7 @@ def describe_sizes(experiment: Experiment, *, only: Sequence[float] | None, prun
     else:
         importance, source = {}, "equal importances, since no base has been trained here"
     with torch.device("meta"):
-        base = build_base(config.network, seed=0)
+        base = build_base(config.denoiser, seed=0)
     pipes = pipes_of(base)
     plan = plan_of(experiment, base, {name: score.cpu() for name, score in importance.items()} or equal_importance(base))
     supernet = Supernet(base, pipes, plan)
@@ -84,7 +84,7 @@ def describe_sizes(experiment: Experiment, *, only: Sequence[float] | None, prun
 def _pruned_row(experiment: Experiment, size: float) -> dict[str, Any]:
     """Prunes a base to a size, as every baseline does: the criterion decides which channels go, not how many."""
     say(f"pruning to size {size:g} ...", to_stderr=True)
-    base = build_base(experiment.config.network, seed=0).eval()
+    base = build_base(experiment.config.denoiser, seed=0).eval()
     channels, height, width = experiment.image_shape
     example = (torch.zeros(1, channels, height, width), torch.zeros(1))
     target = params_at(base, size)

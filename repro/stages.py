@@ -118,7 +118,7 @@ def costs_of(experiment: Experiment, rule: str) -> Costs:
     """
     config = dataclasses.replace(experiment.config, allocation=dataclasses.replace(experiment.config.allocation, rule=rule))
     with torch.device("meta"):
-        base = build_base(config.network, seed=0)
+        base = build_base(config.denoiser, seed=0)
     pipes = pipes_of(base)
     plan = plan_of(dataclasses.replace(experiment, config=config), base, equal_importance(base))
     whole = count_macs(base, experiment.image_shape).total

@@ -21,6 +21,7 @@ from repro.harness.denoiser import build_base
 from repro.harness.diffusion import NoisyBatch, NoisyBatches, image_losses, noise_schedule, predictor, sample_pixels
 from repro.harness.provenance import device_name, peak_memory_gib, reset_peak_memory
 from repro.harness.training import Run, train
+from repro.networks import image_shape
 from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
 from repro.planning import equal_importance, plan_of
@@ -134,7 +135,7 @@ def _supernet(experiment: Experiment, sizes: tuple[float, ...]) -> Supernet:
     """Returns an untrained supernet of the sizes, planned with equal importances."""
     chosen = tuple(dict.fromkeys(sizes))
     config = dataclasses.replace(experiment.config, sizes=Sizes(trained=chosen, reported=chosen))
-    base = build_base(config.network, seed=0, dropout=config.ofa_training.dropout)
+    base = build_base(config.denoiser, seed=0, dropout=config.ofa_training.dropout)
     plan = plan_of(dataclasses.replace(experiment, config=config), base, equal_importance(base))
     return Supernet(base, pipes_of(base), plan)
 
@@ -181,8 +182,7 @@ def _step_seconds(supernet: Supernet, sizes: tuple[float, ...], config: Config, 
 
 def _noise_batches(config: Config, settings: Training) -> NoisyBatches:
     """Returns batches as a training has them, of noise in place of images."""
-    network = config.network
-    pixels = torch.randint(0, 256, (settings.batch_size, network.channels, network.sample_size, network.sample_size), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (settings.batch_size, *image_shape(config.denoiser)), dtype=torch.uint8)
     return NoisyBatches(
         Images(name="noise", pixels=pixels, labels=torch.zeros(len(pixels), dtype=torch.int64), sha256=""),
         noise_schedule(config.diffusion),
@@ -198,7 +198,7 @@ def _noise_batches(config: Config, settings: Training) -> NoisyBatches:
 def _time_sampling(supernet: Supernet, size: float, config: Config, batch: int) -> float:
     """Returns the seconds of one denoiser evaluation of one image at a size."""
     settings = dataclasses.replace(config.evaluation, sampler_steps=min(SAMPLER_STEPS, config.evaluation.sampler_steps))
-    shape = (config.network.channels, config.network.sample_size, config.network.sample_size)
+    shape = image_shape(config.denoiser)
     batch = settings.batch_size if _on_gpu() else batch
     model = laid_out(supernet, config.compute, distributed.device()).eval()
     noise, schedule = torch.randn(batch, *shape, device=distributed.device()), noise_schedule(config.diffusion)

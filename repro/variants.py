@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from repro.config import Config, Network
+from repro.config import Config
 from repro.harness.cells import Variant
 from repro.harness.cost import count_macs, pipe_macs
 from repro.harness.denoiser import build_base
+from repro.networks import Denoiser, image_shape
 from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import expected_shares
 
@@ -36,7 +37,7 @@ def compute_ratio(config: Config) -> float:
     shares = expected_shares(
         config.sizes.trained, law=config.sampling_law.law, m=config.sampling_law.m, k=config.sampling_law.sandwich_random
     )
-    whole, internal = _macs(config.network)
+    whole, internal = _macs(config.denoiser)
     joint = sum(share * (whole - (1 - size) * internal) for size, share in shares.items())
     alone = sum(whole - (1 - size) * internal for size in config.sizes.reported)
     images = [settings.steps * settings.batch_size for settings in (config.baseline_training, config.ofa_training)]
@@ -44,11 +45,11 @@ def compute_ratio(config: Config) -> float:
 
 
 @lru_cache
-def _macs(network: Network) -> tuple[float, float]:
+def _macs(network: Denoiser) -> tuple[float, float]:
     """Returns the MACs of a base, and those of them that its pipes hold."""
     with torch.device("meta"):
         base = build_base(network, seed=0)
-    shape = (network.channels, network.sample_size, network.sample_size)
+    shape = image_shape(network)
     return float(count_macs(base, shape).total), sum(pipe_macs(base, pipes_of(base), shape).values())
 
 

@@ -13,6 +13,7 @@ from repro.harness.data import Images
 from repro.harness.denoiser import build_base
 from repro.harness.diffusion import NoisyBatches, noise_schedule
 from repro.harness.fid import FeatureLayer
+from repro.networks import image_shape
 from repro.ofa.allocation import make_plan
 from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
@@ -48,12 +49,11 @@ class Setting:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """[C, H, W]."""
-        network = self.config.network
-        return network.channels, network.sample_size, network.sample_size
+        return image_shape(self.config.denoiser)
 
     def base(self) -> nn.Module:
         """Builds the base."""
-        base: nn.Module = build_base(self.config.network, seed=0, dropout=self.training.dropout)
+        base: nn.Module = build_base(self.config.denoiser, seed=0, dropout=self.training.dropout)
         return base
 
     def supernet(self) -> Supernet:

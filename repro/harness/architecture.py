@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DModel
 
-from repro.config import Diffusion, Network, build
+from repro.config import Diffusion, build
 from repro.harness.diffusion import sampling_scheduler
 from repro.harness.reading import read_json
+from repro.networks import Network, Transformer
 
 
 def unet_arguments(settings: Network) -> dict[str, Any]:
@@ -35,35 +36,71 @@ def unet_arguments(settings: Network) -> dict[str, Any]:
     }
 
 
-def read_settings(path: Path, class_name: str) -> dict[str, Any]:
-    """Returns what a file says of a class, without what it says of itself.
+def transformer_arguments(settings: Transformer) -> dict[str, Any]:
+    """Returns a configured architecture in the words of diffusers' `DiTTransformer2DModel`."""
+    return {
+        "sample_size": settings.sample_size,
+        "in_channels": settings.channels,
+        "out_channels": settings.channels,
+        "patch_size": settings.patch_size,
+        "num_layers": settings.num_layers,
+        "num_attention_heads": settings.num_attention_heads,
+        "attention_head_dim": settings.attention_head_dim,
+        "num_embeds_ada_norm": 1,
+    }
+
+
+def read_settings(path: Path, *class_names: str) -> tuple[str, dict[str, Any]]:
+    """Returns which of some classes a file describes, and what it says of it, without what it says of itself.
 
     Raises:
         OSError: It cannot be read.
         ValueError: It is no JSON, or says something of another class.
     """
     settings = read_json(path)
-    if not isinstance(settings, dict) or settings.get("_class_name") != class_name:
-        raise ValueError(f"{path.name} describes no {class_name}")
-    return {key: value for key, value in settings.items() if not key.startswith("_")}
+    name = settings.get("_class_name") if isinstance(settings, dict) else None
+    if name not in class_names:
+        raise ValueError(f"{path.name} describes no {' or '.join(class_names)}")
+    return str(name), {key: value for key, value in settings.items() if not key.startswith("_")}
 
 
 def network_arguments(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of the network that a file describes; the widths among them are for the network to check.
+    """Returns the arguments of the UNet that a file describes; the widths among them are for the network to check.
 
     Raises:
         ReproError: A setting is of the wrong kind or out of range.
         ValueError: It is no network that this program builds.
         KeyError: It says too little.
     """
-    defaults = {name: value.default for name, value in inspect.signature(UNet2DModel.__init__).parameters.items() if name != "self"}
-    widths, given = settings.get("widths"), defaults | {key: value for key, value in settings.items() if key != "widths"}
-    own = {name: _plain(given[name]) for name in _fields(Network) - {"channels"}}
+    given = _defaults(UNet2DModel) | settings
     heads = given["attention_head_dim"]
-    network = build(Network, own | {"channels": given["in_channels"], "attention_head_dim": 0 if heads is None else heads})
-    arguments = unet_arguments(network) | {"dropout": network.dropout}
-    _compare(given, defaults | arguments)
+    network = _section(Network, given | {"attention_head_dim": 0 if heads is None else heads})
+    return _agreed(given, UNet2DModel, unet_arguments(network) | {"dropout": network.dropout})
+
+
+def dit_arguments(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of the transformer that a file describes; likewise."""
+    given = _defaults(DiTTransformer2DModel) | settings
+    transformer = _section(Transformer, given)
+    return _agreed(given, DiTTransformer2DModel, transformer_arguments(transformer) | {"dropout": transformer.dropout})
+
+
+def _section(section: type, given: Mapping[str, Any]) -> Any:
+    """Returns a section of a configuration with the values of diffusers' arguments."""
+    return build(section, {name: _plain(given[name]) for name in _fields(section) - {"channels"}} | {"channels": given["in_channels"]})
+
+
+def _agreed(given: dict[str, Any], whole: type, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments and the widths, once everything else that was given is what is built here."""
+    widths = given.pop("widths", None)
+    _compare(given, _defaults(whole) | arguments)
     return arguments | {"widths": widths}
+
+
+def _defaults(network: type) -> dict[str, Any]:
+    """Returns what diffusers takes where nothing is said."""
+    parameters = inspect.signature(network.__init__).parameters  # type: ignore[misc]
+    return {name: value.default for name, value in parameters.items() if name != "self"}
 
 
 def sampler(settings: dict[str, Any]) -> DDIMScheduler:

@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler
+from torch import nn
 
 from repro.config import Config, Training, changed
 from repro.errors import ReproError
@@ -18,6 +19,7 @@ from repro.harness.lock import holder
 from repro.harness.places import Places
 from repro.harness.progress import CellProgress, duration, read_heartbeat
 from repro.harness.records import Record, read_record, record_path
+from repro.networks import image_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class Product:
         base_sha256: Hash of the weights of the base that it descends from; known once it has been saved.
     """
 
-    model: UNet2DModel | None = None
+    model: nn.Module | None = None
     training: dict[str, Any] | None = None
     realised: float | None = None
     files: dict[str, bytes] = field(default_factory=dict)
@@ -162,8 +164,7 @@ class Experiment:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """[C, H, W] of an image."""
-        network = self.config.network
-        return (network.channels, network.sample_size, network.sample_size)
+        return image_shape(self.config.denoiser)
 
     def folder(self, cell: Cell) -> Path:
         """Where a cell's artefacts lie."""

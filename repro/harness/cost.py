@@ -30,17 +30,19 @@ class Macs:
     conv_linear: int
 
 
-def count_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> Macs:
+def count_macs(model: nn.Module, image_shape: tuple[int, int, int], **conditioning: torch.Tensor) -> Macs:
     """Counts MACs on the meta device, where attention is counted whatever kernel the device would use.
 
     Args:
-        model: A `UNet2DModel` of any widths; copied, never run.
+        model: A denoiser of any widths; copied, never run.
         image_shape: [C, H, W].
+        **conditioning: What it takes beside an image and a timestep, for one image, on the meta device.
     """
-    memo = {id(tensor): nn.Parameter(tensor.detach().to("meta")) for tensor in model.parameters()}
+    memo: dict[int, torch.Tensor] = {id(tensor): nn.Parameter(tensor.detach().to("meta")) for tensor in model.parameters()}
+    memo |= {id(tensor): tensor.to("meta") for tensor in model.buffers()}
     on_meta = copy.deepcopy(model, memo)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        on_meta(torch.empty(1, *image_shape), torch.zeros(1))
+        on_meta(torch.empty(1, *image_shape), torch.zeros(1), **conditioning)
     flops = {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
     attention = sum(count for operator, count in flops.items() if any(name in operator for name in ATTENTION_OPERATORS))
     total = sum(flops.values())
@@ -51,7 +53,7 @@ def pipe_macs(model: nn.Module, pipes: tuple[Pipe, ...], image_shape: tuple[int,
     """Returns the MACs of the layers that each pipe enters, and of the attention between them: they are proportional to its width.
 
     Args:
-        model: A `UNet2DModel` on the meta device.
+        model: A denoiser on the meta device.
         pipes: Its internal widths.
         image_shape: [C, H, W].
     """

@@ -1,6 +1,7 @@
 """Denoisers: building the base, and saving and loading a network whose widths differ from layer to layer.
 
-A pruned network's widths do not fit `UNet2DModel.from_pretrained`; `PrunedUNet2DModel` keeps them in its configuration and rebuilds them.
+A pruned network's widths do not fit diffusers' own classes; `PrunedUNet2DModel` and `PrunedDiT2DModel` keep them in their configuration and
+rebuild them.
 A folder that `save_denoiser` wrote is a diffusers pipeline: `DDIMPipeline.from_pretrained(folder)` samples from it. `load_denoiser` and
 `load_pipeline` take such a folder from anybody: they read nothing but plain values and tensors, and build nothing but what is built here.
 """
@@ -12,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, ModelMixin, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, DiTTransformer2DModel, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
-from repro.config import Network
 from repro.errors import ReproError, storage_error
-from repro.harness.architecture import network_arguments, read_settings, sampler, unet_arguments
+from repro.harness.architecture import dit_arguments, network_arguments, read_settings, sampler, transformer_arguments, unet_arguments
 from repro.harness.weights import load_weights
+from repro.networks import Denoiser, Network
 from repro.ofa.supernet import reshape_modules
 
 # diffusers looks for ModelMixin in the module that defines a network.
-__all__ = ["ModelMixin", "PrunedUNet2DModel"]
+__all__ = ["ModelMixin", "PrunedDiT2DModel", "PrunedUNet2DModel"]
 
 Widths = dict[str, list[int]]
 
@@ -50,15 +51,55 @@ class PrunedUNet2DModel(UNet2DModel):
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:
         """Tells diffusers which configuration keys belong to this class: its own and those of the plain network."""
-        own = set(inspect.signature(input_class).parameters) | {"self"}
-        return own | set(inspect.signature(UNet2DModel).parameters) if issubclass(input_class, PrunedUNet2DModel) else own
+        return _init_keys(input_class, PrunedUNet2DModel, UNet2DModel)
 
 
-def build_base(settings: Network, *, seed: int, dropout: float = 0.0) -> UNet2DModel:
-    """Builds the base with random weights that depend on the seed alone."""
+class PrunedDiT2DModel(DiTTransformer2DModel):
+    """A `DiTTransformer2DModel` that has no classes, is called as a `UNet2DModel` is, and some of whose layers may be narrower.
+
+    Args:
+        widths: As of `PrunedUNet2DModel`.
+        **kwargs: What `DiTTransformer2DModel` takes, with one class.
+    """
+
+    @register_to_config
+    def __init__(self, widths: Widths | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # diffusers does not save the positions, and a network that is made on the meta device could not compute them.
+        self.pos_embed.register_buffer("pos_embed", self.pos_embed.pos_embed, persistent=True)
+        if widths:
+            _apply_widths(self, widths)
+
+    @staticmethod
+    def _get_init_keys(input_class: type) -> set[str]:
+        """Tells diffusers which configuration keys belong to this class."""
+        return _init_keys(input_class, PrunedDiT2DModel, DiTTransformer2DModel)
+
+    def forward(self, sample: Tensor, timestep: Tensor | int, return_dict: bool = True) -> Any:
+        """Predicts the noise.
+
+        Args:
+            sample: Images [B, C, H, W].
+            timestep: One for all of them, or [B].
+            return_dict: Whether to return diffusers' output, whose `sample` is the noise [B, C, H, W], or a tuple with that alone.
+        """
+        timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        # What diffusers makes of a label that it drops, so that nothing changes where it drops one.
+        unlabelled = torch.full((len(sample),), self.config["num_embeds_ada_norm"], device=sample.device)
+        return super().forward(sample, timesteps, unlabelled, return_dict=return_dict)
+
+
+PrunedDenoiser = PrunedUNet2DModel | PrunedDiT2DModel
+READERS = {"PrunedUNet2DModel": (PrunedUNet2DModel, network_arguments), "PrunedDiT2DModel": (PrunedDiT2DModel, dit_arguments)}
+
+
+def build_base(settings: Denoiser, *, seed: int, dropout: float = 0.0) -> Any:
+    """Builds the base, a `UNet2DModel` or a `PrunedDiT2DModel` that is whole, with random weights that depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return UNet2DModel(**unet_arguments(settings), dropout=dropout)
+        if isinstance(settings, Network):
+            return UNet2DModel(**unet_arguments(settings), dropout=dropout)
+        return PrunedDiT2DModel(**transformer_arguments(settings), dropout=dropout)
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
@@ -74,19 +115,21 @@ def channel_widths(model: nn.Module) -> Widths:
     return {name: list(module.weight.shape[:2]) for name, module in model.named_modules() if isinstance(module, layers)}
 
 
-def as_pruned_unet(model: UNet2DModel) -> PrunedUNet2DModel:
+def as_pruned(model: ModelMixin) -> PrunedDenoiser:
     """Returns the same network, sharing its weights, as the class that can be saved and loaded with its widths."""
-    unet = {key: model.config[key] for key in inspect.signature(UNet2DModel.__init__).parameters if key in model.config}
+    unet = isinstance(model, UNet2DModel)
+    whole, narrowed = (UNet2DModel, PrunedUNet2DModel) if unet else (DiTTransformer2DModel, PrunedDiT2DModel)
+    arguments = {key: model.config[key] for key in inspect.signature(whole.__init__).parameters if key in model.config}
     with torch.device("meta"):
-        reference = channel_widths(UNet2DModel(**unet))
+        reference = channel_widths(whole(**arguments))
         widths = {name: width for name, width in channel_widths(model).items() if width != reference[name]}
-        pruned: PrunedUNet2DModel = PrunedUNet2DModel(widths=widths, **unet)
+        pruned: PrunedDenoiser = narrowed(widths=widths, **arguments)
     pruned.load_state_dict(model.state_dict(keep_vars=True), assign=True)
     pruned.train(model.training)
     return pruned
 
 
-def save_denoiser(model: UNet2DModel, scheduler: DDIMScheduler, folder: Path, *, card: str = "") -> None:
+def save_denoiser(model: ModelMixin, scheduler: DDIMScheduler, folder: Path, *, card: str = "") -> None:
     """Saves a network and its scheduler as a diffusers pipeline: safetensors and JSON, nothing pickled.
 
     It is written under a temporary name and renamed, so that a reader never sees half of it.
@@ -100,7 +143,7 @@ def save_denoiser(model: UNet2DModel, scheduler: DDIMScheduler, folder: Path, *,
     Raises:
         ReproError: The folder cannot be written, or the disk is full.
     """
-    pipeline = DDIMPipeline(unet=as_pruned_unet(model), scheduler=scheduler)
+    pipeline = DDIMPipeline(unet=as_pruned(model), scheduler=scheduler)
     pipeline.set_progress_bar_config(disable=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
@@ -117,16 +160,17 @@ def save_denoiser(model: UNet2DModel, scheduler: DDIMScheduler, folder: Path, *,
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_denoiser(folder: Path) -> PrunedUNet2DModel:
+def load_denoiser(folder: Path) -> PrunedDenoiser:
     """Loads a network that `save_denoiser` wrote; the folder may come from a stranger.
 
     Raises:
         ReproError: The folder holds no such network, or a damaged one.
     """
     try:
-        arguments = network_arguments(read_settings(folder / NETWORK / NETWORK_CONFIG, "PrunedUNet2DModel"))
+        name, settings = read_settings(folder / NETWORK / NETWORK_CONFIG, *READERS)
+        narrowed, arguments_of = READERS[name]
         with torch.device("meta"):
-            model: PrunedUNet2DModel = PrunedUNet2DModel(**arguments)
+            model: PrunedDenoiser = narrowed(**arguments_of(settings))
             _try_out(model)
         load_weights(model, folder / NETWORK / WEIGHTS)
         model.eval()
@@ -143,7 +187,8 @@ def load_pipeline(folder: Path | str) -> DDIMPipeline:
     """
     model = load_denoiser(Path(folder))
     try:
-        scheduler = sampler(read_settings(Path(folder) / SCHEDULER_CONFIG, "DDIMScheduler"))
+        _, settings = read_settings(Path(folder) / SCHEDULER_CONFIG, "DDIMScheduler")
+        scheduler = sampler(settings)
     except (OSError, ValueError, KeyError, ReproError) as error:
         raise _unreadable(Path(folder), "sampler", error) from error
     return DDIMPipeline(unet=model, scheduler=scheduler)
@@ -155,7 +200,7 @@ def count_params(parameters: Iterable[torch.Tensor]) -> int:
 
 
 @torch.no_grad()
-def _try_out(model: UNet2DModel) -> None:
+def _try_out(model: PrunedDenoiser) -> None:
     """Computes without numbers, which fails where the widths of one layer do not fit those of the next."""
     size = model.config["sample_size"]
     model(torch.empty(1, model.config["in_channels"], size, size), torch.zeros(1))
@@ -173,7 +218,13 @@ def _unreadable(folder: Path, what: str, error: Exception) -> ReproError:
     return ReproError(f"{folder}: not a readable {what} ({reason}); delete the folder and run its cell again, or fetch it again")
 
 
-def _apply_widths(model: UNet2DModel, widths: Widths) -> None:
+def _init_keys(asked: type, narrowed: type, whole: type) -> set[str]:
+    """Returns the names of the arguments of a class, with those of the whole network where it is the narrowed one."""
+    own = set(inspect.signature(asked).parameters) | {"self"}
+    return own | set(inspect.signature(whole).parameters) if issubclass(asked, narrowed) else own
+
+
+def _apply_widths(model: ModelMixin, widths: Widths) -> None:
     """Reshapes layers to the widths and gives the reshaped parameters storage, uninitialised, where the model has it."""
     device, whole = next(model.parameters()).device, channel_widths(model)
     shapes: dict[str, tuple[int, ...]] = {}

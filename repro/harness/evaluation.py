@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from repro.config import Evaluation
 from repro.errors import ReproError
@@ -35,7 +34,7 @@ from repro.harness.storage import write_atomically
 STRIP_IMAGES = 16
 
 
-def draw_samples(experiment: Experiment, model: UNet2DModel, cell: Cell, report: CellProgress) -> list[Tensor]:
+def draw_samples(experiment: Experiment, model: nn.Module, cell: Cell, report: CellProgress) -> list[Tensor]:
     """Samples what a configuration asks for, split over the ranks; batches that lie in the cell's folder are not drawn again.
 
     The starting noise depends on the cell's seed and the sampling seed: every method meets the same noise at a seed, so that their

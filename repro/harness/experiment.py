@@ -20,7 +20,7 @@ from repro.harness.cells import Cell, Experiment, Method, Product, base_cell, tr
 from repro.harness.checkpoint import saved_steps
 from repro.harness.classifier import classifier_for
 from repro.harness.clock import Clock
-from repro.harness.denoiser import PrunedUNet2DModel, build_base, load_denoiser, save_denoiser
+from repro.harness.denoiser import PrunedDenoiser, build_base, load_denoiser, save_denoiser
 from repro.harness.diffusion import NoisyBatch, NoisyBatches, sampling_scheduler
 from repro.harness.lock import held
 from repro.harness.outcome import blank_record, finish_record, latency_of_network, size_of_network
@@ -108,7 +108,7 @@ def train_cell(
     limit, accumulation = memory.limit_gib(config.execution), 1
     if limit:
         with torch.device("meta"):
-            base = build_base(config.network, seed=0)  # nothing that is trained is larger
+            base = build_base(config.denoiser, seed=0)  # nothing that is trained is larger
         accumulation = memory.accumulation(
             limit,
             batch_size=settings.batch_size,
@@ -159,7 +159,7 @@ def cells_to_run(experiment: Experiment, methods: dict[str, Method], cells: list
     return [cell for cell in cells if cell in opened]
 
 
-def load_model(experiment: Experiment, cell: Cell) -> PrunedUNet2DModel:
+def load_model(experiment: Experiment, cell: Cell) -> PrunedDenoiser:
     """Loads the network that a cell made.
 
     Raises:

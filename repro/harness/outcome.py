@@ -8,7 +8,7 @@ from repro.harness import cost, distributed, provenance
 from repro.harness.arithmetic import autocast
 from repro.harness.cells import Cell, Experiment, Method, base_cell
 from repro.harness.clock import Clock, device_hours, training_overhead
-from repro.harness.denoiser import as_pruned_unet
+from repro.harness.denoiser import as_pruned
 from repro.harness.progress import CellProgress
 from repro.harness.records import SCHEMA_VERSION, Record, write_record
 
@@ -83,7 +83,7 @@ def size_of_network(experiment: Experiment, model: Any) -> Record:
         "macs": macs.total,
         "macs_conv_linear": macs.conv_linear,
         "macs_torch_pruning": cost.count_macs_torch_pruning(model, experiment.image_shape),
-        "widths": as_pruned_unet(model).config["widths"] or {},
+        "widths": as_pruned(model).config["widths"] or {},
     }
 
 

@@ -35,7 +35,7 @@ def load_pretrained(config: Config, cache: Path) -> UNet2DModel:
     _check_network(folder, config)
     _check_schedule(folder, config)
     with torch.device("meta"):
-        model = build_base(config.network, seed=0)
+        model = build_base(config.denoiser, seed=0)
     try:
         load_weights(model, folder / WEIGHTS)
     except (OSError, ValueError) as error:
@@ -86,7 +86,7 @@ def _check_network(folder: Path, config: Config) -> None:
     """Compares every argument of the network with the configured ones."""
     theirs = _read_json(folder / NETWORK_CONFIG)
     with torch.device("meta"):
-        ours = dict(build_base(config.network, seed=0).config)
+        ours = dict(build_base(config.denoiser, seed=0).config)
     defaults = {name: value.default for name, value in inspect.signature(UNet2DModel.__init__).parameters.items()}
     for key in sorted(defaults.keys() & ours.keys() - {"dropout", "sample_size"}):
         mine, other = _plain(ours[key]), _plain(theirs.get(key, defaults[key]))

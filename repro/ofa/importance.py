@@ -135,8 +135,7 @@ def _pipe_score(model: nn.Module, pipe: Pipe, tapped: dict[str, Tensor], gradien
 def _saliency(layer: nn.Module, activation: Tensor, gradient: Tensor, bias: object, width: int) -> Tensor:
     """Returns sum_n | sum_positions (a - bias) * dL_n/da | for every channel of an activation, shape [width].
 
-    A layer may hold a channel several times, as both halves of a GEGLU do: its weights are those of all of them, and the sum over its weights
-    lies inside the absolute value.
+    A layer may hold a channel several times, as the two halves of a GEGLU do: the sum over its weights is then one over all of them.
     """
     channels_first = isinstance(layer, nn.Conv2d)
     activation, gradient = activation.float(), gradient.float()
@@ -144,4 +143,5 @@ def _saliency(layer: nn.Module, activation: Tensor, gradient: Tensor, bias: obje
         activation = activation - (bias.view(-1, 1, 1) if channels_first else bias)
     product = activation * gradient
     positions = tuple(range(2, product.ndim)) if channels_first else tuple(range(1, product.ndim - 1))
-    return product.sum(dim=positions).unflatten(1, (-1, width)).sum(dim=1).abs().sum(dim=0)
+    sums = product.sum(dim=positions)
+    return sums.view(len(sums), -1, width).sum(dim=1).abs().sum(dim=0)

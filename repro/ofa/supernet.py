@@ -89,7 +89,12 @@ class Supernet(nn.Module):
     def extract(self, size: float) -> nn.Module:
         """Returns the subnet of a size as a module of its own, with a copy of its weights."""
         subnet = copy.deepcopy(self._skeletons[size])
-        subnet.load_state_dict({name: tensor.detach().clone() for name, tensor in self._gather(*self._kept(size)).items()}, assign=True)
+        tensors = {name: tensor.detach().clone() for name, tensor in self._gather(*self._kept(size)).items()}
+        saved = subnet.state_dict()
+        subnet.load_state_dict({name: tensors[name] for name in saved}, assign=True)
+        for name, holder, leaf in _slots(subnet):
+            if name not in saved:  # a buffer that is part of no state
+                holder[leaf] = tensors[name]
         return subnet.train(self.training)
 
     def _kept(self, size: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -146,7 +151,8 @@ def _select(tensor: Tensor, dimension: int, kept: Tensor, width: int) -> Tensor:
     """Returns the kept channels of a tensor, from each of the runs of `width` channels that its dimension holds."""
     if tensor.shape[dimension] == width:
         return tensor.index_select(dimension, kept)
-    return tensor.unflatten(dimension, (-1, width)).index_select(dimension + 1, kept).flatten(dimension, dimension + 1)
+    runs: Tensor = tensor.unflatten(dimension, (-1, width))
+    return runs.index_select(dimension + 1, kept).flatten(dimension, dimension + 1)
 
 
 def _spread(gradient: Tensor, dimension: int, places: Tensor, kept: int) -> Tensor:
