@@ -3,8 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from diffusers import UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch_pruning import importance
 from torch_pruning.dependency import Group
 
@@ -34,7 +33,7 @@ def random(seed: int) -> Score:
     return score
 
 
-def accumulate_gradients(model: UNet2DModel, losses: Callable[[int], Tensor], *, train_timesteps: int, threshold: float) -> int:
+def accumulate_gradients(model: nn.Module, losses: Callable[[int], Tensor], *, train_timesteps: int, threshold: float) -> int:
     """Sums the gradients of the loss at t = 0, 1, 2, ... until it falls below `threshold` times the largest (Diff-Pruning, section 4).
 
     Args:

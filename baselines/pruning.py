@@ -1,13 +1,16 @@
 """Pruning a network to a parameter size, on torch-pruning's dependency graph.
 
-The whole network is pruned, the residual stream too; `conv_out` is left alone (Diff-Pruning, Fang et al., 2023).
+A UNet is pruned whole, the residual stream too; `conv_out` is left alone (Diff-Pruning, Fang et al., 2023). Of a transformer the widths
+inside attention and feed-forward units are pruned: its residual stream takes fixed positions, and what modulates it comes in six parts.
 """
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch_pruning
 from diffusers import UNet2DModel
+from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch_pruning.dependency import Group
@@ -19,7 +22,7 @@ Score = Callable[[Group], Tensor | None]
 SEARCH_STEPS = 14
 
 
-def prune_to_params(model: UNet2DModel, target: int, score: Score, example: tuple[Tensor, Tensor]) -> UNet2DModel:
+def prune_to_params(model: nn.Module, target: int, score: Score, example: tuple[Tensor, Tensor]) -> nn.Module:
     """Prunes a copy of a network to the parameter size nearest to a target.
 
     A `pruning_ratio` is no size: what it realises depends on rounding to the normalisation groups. So the ratio is searched by bisection,
@@ -49,15 +52,15 @@ def prune_to_params(model: UNet2DModel, target: int, score: Score, example: tupl
     return best
 
 
-def _roots(model: UNet2DModel, score: Score, example: tuple[Tensor, Tensor]) -> list[tuple[str, int]]:
+def _roots(model: nn.Module, score: Score, example: tuple[Tensor, Tensor]) -> list[tuple[str, int]]:
     """Returns the root layer of every group of coupled layers and how many units it can give away one by one."""
     pruner = _pruner(model, score, example, {})
     names = {module: name for name, module in model.named_modules()}
-    groups = pruner.DG.get_all_groups(ignored_layers=[model.conv_out], root_module_types=pruner.root_module_types)
+    groups = pruner.DG.get_all_groups(ignored_layers=_left_alone(model), root_module_types=pruner.root_module_types)
     return [(names[group[0].dep.target.module], len(group[0].idxs) // pruner._get_channel_groups(group)) for group in groups]
 
 
-def _prune(model: UNet2DModel, roots: list[tuple[str, int]], ratio: float, score: Score, example: tuple[Tensor, Tensor]) -> UNet2DModel:
+def _prune(model: nn.Module, roots: list[tuple[str, int]], ratio: float, score: Score, example: tuple[Tensor, Tensor]) -> nn.Module:
     """Prunes a copy of a network with one ratio, staggered over its groups."""
     pruned = _copy_with_gradients(model)
     ratios: dict[nn.Module, float] = {}
@@ -70,7 +73,7 @@ def _prune(model: UNet2DModel, roots: list[tuple[str, int]], ratio: float, score
     return pruned
 
 
-def _pruner(model: UNet2DModel, score: Score, example: tuple[Tensor, Tensor], ratios: dict[nn.Module, float]) -> torch_pruning.BasePruner:
+def _pruner(model: nn.Module, score: Score, example: tuple[Tensor, Tensor], ratios: dict[nn.Module, float]) -> torch_pruning.BasePruner:
     heads = {layer: unit.heads for unit in model.modules() if isinstance(unit, Attention) for layer in (unit.to_q, unit.to_k, unit.to_v)}
     return torch_pruning.BasePruner(
         model,
@@ -78,20 +81,33 @@ def _pruner(model: UNet2DModel, score: Score, example: tuple[Tensor, Tensor], ra
         importance=score,
         pruning_ratio=0.0,
         pruning_ratio_dict=ratios,
-        ignored_layers=[model.conv_out],
+        ignored_layers=_left_alone(model),
         num_heads=heads,
         prune_head_dims=True,
     )
 
 
-def _copy_with_gradients(model: UNet2DModel) -> UNet2DModel:
+def _left_alone(model: nn.Module) -> list[nn.Module]:
+    """Returns the layers whose output channels stay."""
+    if isinstance(model, UNet2DModel):
+        return [model.conv_out]
+    pruned = set()
+    for unit in model.modules():
+        if isinstance(unit, Attention):
+            pruned |= {unit.to_q, unit.to_k, unit.to_v}
+        elif isinstance(unit, FeedForward):
+            pruned.add(unit.net[0].proj)
+    return [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding) and layer not in pruned]
+
+
+def _copy_with_gradients(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model)
     for mine, theirs in zip(twin.parameters(), model.parameters(), strict=True):
         mine.grad = None if theirs.grad is None else theirs.grad.clone()
     return twin
 
 
-def _refresh(model: UNet2DModel) -> None:
+def _refresh(model: Any) -> None:
     """Brings what diffusers remembers of the widths up to date, and drops the gradients that the criterion needed."""
     for module in model.modules():
         if hasattr(module, "conv") and hasattr(module, "channels"):

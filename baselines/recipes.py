@@ -4,8 +4,8 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
-from torch import Tensor
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
 
 from baselines import criteria
 from baselines.pruning import prune_to_params
@@ -36,7 +36,7 @@ class Task:
         seed: The cell's seed.
     """
 
-    base: UNet2DModel
+    base: nn.Module
     params: int
     images: Images
     schedule: DDPMScheduler
@@ -44,7 +44,7 @@ class Task:
     seed: int
 
 
-def starting_network(recipe: str, task: Task) -> UNet2DModel:
+def starting_network(recipe: str, task: Task) -> nn.Module:
     """Returns the network that a recipe starts its training from.
 
     Raises:
@@ -82,7 +82,7 @@ def _diff_pruning_gradients(task: Task, device: torch.device) -> None:
     criteria.accumulate_gradients(task.base, loss, train_timesteps=steps, threshold=task.settings.threshold)
 
 
-def _forget(model: UNet2DModel, seed: int) -> None:
+def _forget(model: nn.Module, seed: int) -> None:
     """Gives every layer fresh random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("scratch", seed))
