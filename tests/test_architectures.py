@@ -265,7 +265,7 @@ def test_a_stranger_s_transformer_is_refused_where_it_is_another(tmp_path, chang
 def test_a_configuration_has_one_architecture(tmp_path):
     text = DIT_CONFIG.read_text()
     assert load_config(str(DIT_CONFIG)).denoiser == Transformer(
-        sample_size=8, channels=1, patch_size=2, num_layers=4, num_attention_heads=4, attention_head_dim=12
+        sample_size=8, channels=1, patch_size=2, num_layers=4, num_attention_heads=8, attention_head_dim=12
     )
     path = tmp_path / "both.toml"
     path.write_text(
@@ -315,6 +315,14 @@ def test_sizes_of_a_network_that_somebody_saved(tmp_path):
         describe_network(str(tmp_path / "mine"), only=None, rule=None, as_json=False)
     with pytest.raises(ReproError, match="--sizes 2: a size must lie in"):
         describe_network("stable-diffusion-1.5", only=[2.0], rule=None, as_json=False)
+
+
+def test_a_transformer_starts_with_blocks_that_add_nothing_and_predicts_zero():
+    model, (images, timesteps, _) = build_base(DIT, seed=0), inputs(MODELS["transformer"](), 3)
+    with torch.no_grad():
+        assert not model(images, timesteps).sample.any()
+        tokens = model.pos_embed(images)
+        assert torch.equal(model.transformer_blocks[0](tokens, timestep=timesteps, class_labels=torch.ones_like(timesteps)), tokens)
 
 
 def test_a_network_of_unknown_units_asks_for_an_adapter():

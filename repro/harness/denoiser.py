@@ -99,7 +99,25 @@ def build_base(settings: Denoiser, *, seed: int, dropout: float = 0.0) -> Any:
         torch.manual_seed(seed)
         if isinstance(settings, Network):
             return UNet2DModel(**unet_arguments(settings), dropout=dropout)
-        return PrunedDiT2DModel(**transformer_arguments(settings), dropout=dropout)
+        transformer = PrunedDiT2DModel(**transformer_arguments(settings), dropout=dropout)
+        _start_as_identity(transformer)
+        return transformer
+
+
+@torch.no_grad()
+def _start_as_identity(transformer: PrunedDiT2DModel) -> None:
+    """Gives a transformer the initial weights of adaLN-Zero (Peebles and Xie, 2023, section 3.2), which diffusers, made to load, leaves out.
+
+    Linear layers are Xavier's; whatever scales a block's contribution, and the last layer, is zero.
+    """
+    for module in transformer.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    for block in transformer.transformer_blocks:
+        nn.init.zeros_(block.norm1.linear.weight)
+    nn.init.zeros_(transformer.proj_out_1.weight)
+    nn.init.zeros_(transformer.proj_out_2.weight)
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:

@@ -143,5 +143,5 @@ def _saliency(layer: nn.Module, activation: Tensor, gradient: Tensor, bias: obje
         activation = activation - (bias.view(-1, 1, 1) if channels_first else bias)
     product = activation * gradient
     positions = tuple(range(2, product.ndim)) if channels_first else tuple(range(1, product.ndim - 1))
-    sums = product.sum(dim=positions)
+    sums = product.sum(dim=positions) if positions else product
     return sums.view(len(sums), -1, width).sum(dim=1).abs().sum(dim=0)
