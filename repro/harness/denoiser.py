@@ -106,7 +106,7 @@ def build_base(settings: Denoiser, *, seed: int, dropout: float = 0.0) -> Any:
 
 @torch.no_grad()
 def _start_as_identity(transformer: PrunedDiT2DModel) -> None:
-    """Gives a transformer the initial weights of adaLN-Zero (Peebles and Xie, 2023, section 3.2), which diffusers, made to load, leaves out.
+    """Gives a transformer the initial weights of adaLN-Zero (Peebles and Xie, 2023, section 3.2), which diffusers leaves out.
 
     Linear layers are Xavier's; whatever scales a block's contribution, and the last layer, is zero.
     """
