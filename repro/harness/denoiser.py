@@ -83,9 +83,9 @@ class PrunedDiT2DModel(DiTTransformer2DModel):
             timestep: One for all of them, or [B].
             return_dict: Whether to return diffusers' output, whose `sample` is the noise [B, C, H, W], or a tuple with that alone.
         """
-        timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
         # What diffusers makes of a label that it drops, so that nothing changes where it drops one.
-        unlabelled = torch.full((len(sample),), self.config["num_embeds_ada_norm"], device=sample.device)
+        unlabelled = torch.full((sample.shape[0],), self.config["num_embeds_ada_norm"], device=sample.device)
         return super().forward(sample, timesteps, unlabelled, return_dict=return_dict)
 
 
