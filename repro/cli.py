@@ -8,40 +8,22 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from repro.config import SHIPPED, load_config
+from repro.arguments import DEFAULT_METHODS, Verb, parser
+from repro.config import load_config
 from repro.errors import INTERRUPTED, InterruptionError, ReproError
 
 if TYPE_CHECKING:
     from repro.harness.cells import Cell, Experiment, Method
 
-Number = TypeVar("Number", int, float)
 STARTED = time.monotonic()
 WATCH_SEC = 2.0
-DEFAULT_METHODS = ("floor", "noise", "base", "untrained", "untrained_random", "ofa", "diff_pruning", "random")
-EPILOG = """examples:
-  python -m repro run                                     the whole comparison on handwritten digits, about 15 minutes on two cores
-  python -m repro run --methods ofa --sizes 0.5           one cell, and what it needs
-  python -m repro run --methods ofa_open --seeds 0,1,2    an ablation; README, "What is compared", lists them
-  python -m repro estimate --config cifar10               what it would take, here and on other devices
-  python -m repro run --set ofa_training.steps=2000 --results results/local-2000 --runs runs-2000
-  python -m repro run --config cifar10 --ranks 8 --yes    on eight GPUs of this machine; --hostfile FILE for several machines
-  python -m repro run --config cifar10 --parallel-cells 8 eight cells at a time, a GPU each
-  python -m repro run --config cifar10 --slurm jobs       writes a job array, a cell for each index; submits nothing
-  python -m repro status --watch                          what is done, running, interrupted, failed, missing
-  python -m repro sizes --allocation uniform              what each size realises
-  python -m repro extract --size 0.5 --out subnet         a folder that diffusers can load
-  python -m paper_figures                                 tables and figures from the records
-
-exit codes: 0 done, 1 a cell failed (its record says why), 2 a mistake in what was asked for, 75 interrupted or busy: run it again"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    options = _parser().parse_args(arguments)
+    options = parser(VERBS).parse_args(arguments)
     try:
         return int(options.verb(options))
     except InterruptionError as error:
@@ -67,84 +49,6 @@ def _lost_rank(error: RuntimeError) -> bool:
     from repro.harness.distributed import is_loss_of_a_rank
 
     return is_loss_of_a_rank(error)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m repro",
-        description="Trains OFA-Diffusion Compression (arXiv 2604.12668) beside per-size independent pruning; records cost, FID and MACs.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    shipped = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.toml")))
-    for name, function, summary in (
-        ("run", _run, "run cells of the grid: skip what is done, go on with what was interrupted"),
-        ("estimate", _estimate, "show what a run would take: images, PFLOP, GB and device-hours, here and on other devices"),
-        ("status", _status, "show the state of every cell"),
-        ("sizes", _sizes, "show what each size realises: params, MACs, widths"),
-        ("extract", _extract, "save the subnet of a size as a folder that diffusers can load"),
-    ):
-        verb = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        verb.set_defaults(verb=function)
-        verb.add_argument(
-            "--config", default="digits", metavar="NAME", help=f"a shipped configuration ({shipped}) or the path of a TOML file"
-        )
-        verb.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated")
-        verb.add_argument(
-            "--results",
-            type=Path,
-            default=Path("results/local"),
-            metavar="DIR",
-            help="where records go, in a folder of the experiment's name (default: %(default)s)",
-        )
-        verb.add_argument(
-            "--runs",
-            type=Path,
-            default=Path("runs"),
-            metavar="DIR",
-            help="where weights and checkpoints go, likewise (default: %(default)s)",
-        )
-        verb.add_argument(
-            "--cache",
-            type=Path,
-            metavar="DIR",
-            help="where downloads go, and what is computed once (default: ofa-diffusion in your cache folder)",
-        )
-        verb.add_argument("--data-root", type=Path, metavar="DIR", help="an offline copy of the data set; nothing is downloaded then")
-        verb.add_argument("--inception-weights", type=Path, metavar="FILE", help="Inception's weights, in place of their download")
-        _add_options(name, verb)
-    return parser
-
-
-def _add_options(name: str, verb: argparse.ArgumentParser) -> None:
-    if name in ("run", "estimate", "status"):
-        verb.add_argument(
-            "--methods",
-            type=_names,
-            metavar="A,B",
-            help=f"methods (default: {','.join(DEFAULT_METHODS)}; status: all but ablations not begun)",
-        )
-        verb.add_argument("--sizes", type=_floats, metavar="P,Q", help="sizes (default: all that the configuration reports)")
-        verb.add_argument("--seeds", type=_integers, default=[0], metavar="K,L", help="seeds (default: 0)")
-    if name == "run":
-        verb.add_argument("--yes", action="store_true", help="go on without being asked, however long it takes")
-        verb.add_argument("--ranks", type=int, default=1, metavar="N", help="processes on this machine that share every batch, a GPU each")
-        verb.add_argument("--parallel-cells", type=int, default=1, metavar="N", help="independent cells at a time, on GPUs of their own")
-        verb.add_argument("--hostfile", type=Path, metavar="FILE", help="ranks on other machines, through DeepSpeed's launcher")
-        verb.add_argument("--slurm", type=Path, metavar="DIR", help="write a Slurm job array there, a cell for each index, and stop")
-        verb.add_argument("--submit", action="store_true", help="with --slurm: submit it too")
-    if name == "status":
-        verb.add_argument("--watch", action="store_true", help="show it again every two seconds, until Ctrl-C")
-    if name == "sizes":
-        verb.add_argument("--allocation", metavar="RULE", help="gradual, formula5 or uniform (default: the configuration's)")
-        verb.add_argument("--sizes", type=_floats, metavar="P,Q", help="sizes (default: all that the configuration trains)")
-        verb.add_argument("--baselines", action="store_true", help="prune to the reported sizes too, and show published networks beside")
-        verb.add_argument("--json", action="store_true", help="print JSON, with the width of every layer that a size narrows")
-    if name == "extract":
-        verb.add_argument("--size", type=float, required=True, metavar="P", help="one of the trained sizes")
-        verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
-        verb.add_argument("--seed", type=int, default=0, metavar="K", help="the seed of the joint training run (default: 0)")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -337,20 +241,10 @@ def _known(names: list[str], known: list[str]) -> list[str]:
     return names
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _floats(text: str) -> list[float]:
-    return _numbers(text, float)
-
-
-def _integers(text: str) -> list[int]:
-    return _numbers(text, int)
-
-
-def _numbers(text: str, kind: Callable[[str], Number]) -> list[Number]:
-    try:
-        return [kind(value) for value in text.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers; write them as 1,2") from error
+VERBS: dict[str, tuple[Verb, str]] = {
+    "run": (_run, "run cells of the grid: skip what is done, go on with what was interrupted"),
+    "estimate": (_estimate, "show what a run would take: images, PFLOP, GB and device-hours, here and on other devices"),
+    "status": (_status, "show the state of every cell"),
+    "sizes": (_sizes, "show what each size realises: params, MACs, widths"),
+    "extract": (_extract, "save the subnet of a size as a folder that diffusers can load"),
+}
