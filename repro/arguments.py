@@ -8,6 +8,7 @@ from typing import TypeVar
 from repro.config import SHIPPED
 
 Number = TypeVar("Number", int, float)
+NETWORKS = ", ".join(sorted(path.stem for path in (SHIPPED / "networks").glob("*.json")))
 Verb = Callable[[argparse.Namespace], int]
 DEFAULT_METHODS = ("floor", "noise", "base", "untrained", "untrained_random", "ofa", "diff_pruning", "random")
 EPILOG = """examples:
@@ -21,6 +22,8 @@ EPILOG = """examples:
   python -m repro run --config cifar10 --slurm jobs       writes a job array, a cell for each index; submits nothing
   python -m repro status --watch                          what is done, running, interrupted, failed, missing
   python -m repro sizes --allocation uniform              what each size realises
+  python -m repro sizes --network stable-diffusion-1.5    what the sizes of that network would be
+  python -m repro choose --max-params 100k --out subnet   the best recorded subnet within a budget, as a folder that diffusers can load
   python -m repro extract --size 0.5 --out subnet         a folder that diffusers can load
   python -m paper_figures                                 tables and figures from the records
 
@@ -98,10 +101,31 @@ def _add_options(name: str, verb: argparse.ArgumentParser) -> None:
         verb.add_argument("--sizes", type=_floats, metavar="P,Q", help="sizes (default: all that the configuration trains)")
         verb.add_argument("--baselines", action="store_true", help="prune to the reported sizes too, and show published networks beside")
         verb.add_argument("--json", action="store_true", help="print JSON, with the width of every layer that a size narrows")
+        verb.add_argument("--network", metavar="NAME", help=f"a network in place of --config's: {NETWORKS}, or a folder of diffusers")
+    if name == "choose":
+        for flag, unit in (("params", "parameters"), ("macs", "MACs of one image")):
+            verb.add_argument(f"--max-{flag}", type=_quantity, metavar="N", help=f"the most {unit}, such as 20M or 3.4G")
+        verb.add_argument("--max-latency-ms", type=float, metavar="MS", help="the longest forward pass of one image, measured here")
+        verb.add_argument("--max-memory-mb", type=float, metavar="MB", help="the most memory: weights and activations of one image")
+        verb.add_argument("--seed", type=int, default=0, metavar="K", help="the seed of the joint training run (default: 0)")
+        verb.add_argument("--measure", action="store_true", help="measure the quality of the untrained size in between")
+        verb.add_argument("--out", type=Path, metavar="DIR", help="extract it, into a folder to make")
+        verb.add_argument("--between", action="store_true", help="with --out: take the untrained size in between")
+        verb.add_argument("--onnx", action="store_true", help="with --out: put an ONNX file beside it, checked in onnxruntime")
     if name == "extract":
         verb.add_argument("--size", type=float, required=True, metavar="P", help="one of the trained sizes")
         verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
         verb.add_argument("--seed", type=int, default=0, metavar="K", help="the seed of the joint training run (default: 0)")
+        verb.add_argument("--onnx", action="store_true", help="put an ONNX file beside it, checked against torch in onnxruntime")
+
+
+def _quantity(text: str) -> float:
+    """Reads a count, such as 20M."""
+    scale = {"k": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:], 1.0)
+    try:
+        return float(text[:-1] if scale > 1 else text) * scale
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is no count; write it as 20000000, 20M or 3.4G") from error
 
 
 def _names(text: str) -> list[str]:

@@ -189,6 +189,14 @@ def _status_text(options: argparse.Namespace, experiment: "Experiment", methods:
 
 
 def _sizes(options: argparse.Namespace) -> int:
+    if options.network:
+        from repro.network_sizes import describe_network
+
+        if options.baselines:
+            raise ReproError("--baselines: goes with --config; a network of its own is not pruned")
+        _quiet()
+        print(describe_network(options.network, only=options.sizes, rule=options.allocation, as_json=options.json))
+        return 0
     if options.allocation:
         options.set.append(f'allocation.rule="{options.allocation}"')
     experiment, _ = _experiment(options)
@@ -202,7 +210,7 @@ def _extract(options: argparse.Namespace) -> int:
     experiment, _ = _experiment(options)
     from repro.extraction import extract_subnet
 
-    print(extract_subnet(experiment, size=options.size, seed=options.seed, out=options.out))
+    print(extract_subnet(experiment, size=options.size, seed=options.seed, out=options.out, onnx=options.onnx))
     return 0
 
 
@@ -241,10 +249,31 @@ def _known(names: list[str], known: list[str]) -> list[str]:
     return names
 
 
+def _choose(options: argparse.Namespace) -> int:
+    limits = {"params": options.max_params, "macs": options.max_macs}
+    limits |= {"latency_ms": options.max_latency_ms, "memory_mb": options.max_memory_mb}
+    if not options.out and (options.onnx or options.between):
+        raise ReproError(f"{'--onnx' if options.onnx else '--between'}: goes with --out DIR")
+    experiment, _ = _experiment(options)
+    from repro.choice_text import choice_text
+    from repro.choosing import choose, measure_between, take
+    from repro.harness.arithmetic import set_arithmetic
+
+    set_arithmetic(experiment.config.compute)
+    choice = choose(experiment, {key: limit for key, limit in limits.items() if limit is not None}, seed=options.seed)
+    if options.measure:
+        choice = measure_between(experiment, choice)
+    print(choice_text(experiment, choice))
+    if options.out:
+        print(f"\n{take(experiment, choice, out=options.out, between=options.between, onnx=options.onnx)}")
+    return 0
+
+
 VERBS: dict[str, tuple[Verb, str]] = {
     "run": (_run, "run cells of the grid: skip what is done, go on with what was interrupted"),
     "estimate": (_estimate, "show what a run would take: images, PFLOP, GB and device-hours, here and on other devices"),
     "status": (_status, "show the state of every cell"),
     "sizes": (_sizes, "show what each size realises: params, MACs, widths"),
+    "choose": (_choose, "pick the best recorded subnet within a budget, and extract it"),
     "extract": (_extract, "save the subnet of a size as a folder that diffusers can load"),
 }

@@ -1,99 +1,112 @@
 """From a trained supernet to a folder in somebody's hands: the answer of `python -m repro extract`."""
 
+import io
 from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
 
 from repro.errors import ReproError
 from repro.harness.cells import Cell, Experiment
 from repro.harness.cost import count_macs, count_params
-from repro.harness.denoiser import save_denoiser
-from repro.harness.diffusion import sampling_scheduler
-from repro.harness.records import Record
+from repro.harness.denoiser import load_pipeline, save_denoiser
+from repro.harness.diffusion import image_noise, predictor, sample_pixels, sampling_scheduler
 from repro.joint import joint_cell, load_supernet
+from repro.model_card import model_card
+from repro.planning import size_of
 
-CARD = """---
-library_name: diffusers
-pipeline_tag: unconditional-image-generation
----
-# {name}: size {size:g}
-
-A subnet of one jointly trained supernet (OFA-Diffusion Compression, arXiv 2604.12668), extracted without retraining.
-
-| | |
-|---|---|
-| size P | {size:g} |
-| parameters | {params:,} of the base's {params_base:,} |
-| MACs per image | {macs:,} (convolutions and linear layers: {macs_conv_linear:,}) |
-| quality | {quality} |
-| training | {training} |
-| trained on | {data} |
-
-```python
-import repro.harness.denoiser  # knows the class of this network
-from diffusers import DDIMPipeline
-
-images = DDIMPipeline.from_pretrained("{folder}")(batch_size=4, num_inference_steps={steps}).images
-```
-"""
+GRID = (4, 4)  # rows and columns of the sample images
+LEAST_SIDE = 64  # pixels of an image in the grid; smaller ones are enlarged without smoothing
 
 
-def extract_subnet(experiment: Experiment, *, size: float, seed: int, out: Path) -> Path:
-    """Saves the subnet of a size as a diffusers pipeline with a model card.
+def extract_subnet(experiment: Experiment, *, size: float, seed: int, out: Path, onnx: bool = False) -> Path:
+    """Saves the subnet of a size as a diffusers pipeline with a model card and sample images.
 
     Args:
         experiment: The configuration and its folders.
         size: One of the trained sizes.
         seed: The seed of the joint training run.
         out: The folder to make.
+        onnx: Whether to put an ONNX file beside it.
 
     Returns:
         The folder.
 
     Raises:
-        ReproError: The size is not a trained one, nothing has been trained yet, or the folder is in the way.
+        ReproError: The size is not a trained one, nothing has been trained yet, the folder is in the way, or the ONNX file is not equal.
     """
     if size not in experiment.config.sizes.trained:
         known = ", ".join(f"{known:g}" for known in experiment.config.sizes.trained)
         raise ReproError(f"--size {size:g}: not a trained size; use one of {known}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ReproError(f"--out {out}: something is there already; name a new folder")
+    check_new(out)
     cell = Cell(method="ofa", size=size, seed=seed)
     supernet = load_supernet(experiment, joint_cell(cell))
-    subnet = supernet.extract(size)
-    scheduler = sampling_scheduler(experiment.config.diffusion, clip_sample=experiment.config.evaluation.clip_sample)
+    return save_subnet(experiment, cell, supernet.extract(size), supernet.base, out=out, onnx=onnx, recorded=True)
+
+
+def check_new(out: Path) -> None:
+    """Makes sure that nothing lies where a folder is to be made.
+
+    Raises:
+        ReproError: Something does.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ReproError(f"--out {out}: something is there already; name a new folder")
+
+
+def save_subnet(experiment: Experiment, cell: Cell, subnet: nn.Module, base: nn.Module, *, out: Path, onnx: bool, recorded: bool) -> Path:
+    """Saves a subnet with its card, its sample images and, if asked, its ONNX file; the folder appears whole or not at all.
+
+    Args:
+        experiment: The configuration and its folders.
+        cell: Whose subnet it is.
+        subnet: The network, on the CPU.
+        base: The whole network that it was cut from.
+        out: The folder to make.
+        onnx: Whether to put an ONNX file beside it.
+        recorded: Whether the cell is one of the grid.
+    """
+    files: dict[str, bytes] = {}
+    drawn = sample_images(experiment, subnet, cell)
+    files["samples.png"] = grid_png(drawn)
+    difference = None
+    if onnx:
+        from repro.onnx_export import to_onnx
+
+        content, difference = to_onnx(subnet.eval(), experiment.image_shape, experiment.config.diffusion.num_train_timesteps)
+        files["model.onnx"] = content
     macs = count_macs(subnet, experiment.image_shape)
-    card = CARD.format(
-        name=experiment.config.name,
-        size=size,
-        params=count_params(subnet.parameters()),
-        params_base=supernet.plan.params_base,
-        macs=macs.total,
-        macs_conv_linear=macs.conv_linear,
-        quality=_quality(experiment.record(cell)),
-        training=_training(experiment.record(joint_cell(cell))),
-        data=f"{experiment.images.name}, {len(experiment.images):,} images, sha256 {experiment.images.sha256}",
-        folder=out.name,
-        steps=experiment.config.evaluation.sampler_steps,
-    )
-    save_denoiser(subnet, scheduler, out, card=card)
+    about = {
+        "realised": size_of(base, subnet),
+        "params": count_params(subnet.parameters()),
+        "params_base": count_params(base.parameters()),
+        "macs": macs.total,
+        "macs_conv_linear": macs.conv_linear,
+        "drawn": len(drawn),
+    }
+    card = model_card(experiment, cell, about, recorded=recorded, folder=out.name, onnx_difference=difference)
+    files["README.md"] = card.encode()
+    scheduler = sampling_scheduler(experiment.config.diffusion, clip_sample=experiment.config.evaluation.clip_sample)
+    save_denoiser(subnet, scheduler, out, files=files)
+    load_pipeline(out)  # what cannot be read back is no delivery
     return out
 
 
-def _quality(record: Record | None) -> str:
-    if not record or not record.get("quality"):
-        return "not measured yet"
-    quality = record["quality"]
-    sampler = quality["sampler"]
-    return (
-        f"{quality['metric']} {quality['mean']:.2f} ({quality['n_samples']:,} samples, {sampler['steps']} {sampler['name'].upper()} steps, "
-        f"{sampler['spacing']} spacing, {quality['tool']})"
-    )
+def sample_images(experiment: Experiment, subnet: nn.Module, cell: Cell) -> Tensor:
+    """Returns the first images of a subnet at a seed, as its record's samples begin, uint8 [N, C, H, W]."""
+    settings, count = experiment.config.evaluation, GRID[0] * GRID[1]
+    noise = image_noise(range(min(count, settings.samples)), experiment.image_shape, cell.seed, settings.sampling_seeds[0])
+    return sample_pixels(predictor(subnet.eval()), experiment.schedule, noise, settings)
 
 
-def _training(record: Record | None) -> str:
-    if not record or not record.get("training"):
-        return "no record"
-    cost, training = record["cost"], record["training"]
-    return (
-        f"one joint run for all sizes: {training['images']:,} images, {training['train_pflop']:.4g} PFLOP, "
-        f"{cost['device_hours']:.4g} device-hours on {cost['ranks']} x {cost['device_name']}"
-    )
+def grid_png(pixels: Tensor) -> bytes:
+    """Returns images, uint8 [N, C, H, W], as one PNG in rows."""
+    scale = max(1, LEAST_SIDE // pixels.shape[-1])
+    enlarged = pixels.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    columns = min(GRID[1], len(enlarged))
+    rows = [torch.cat(list(row), dim=2) for row in enlarged[: len(enlarged) // columns * columns].split(columns)]
+    grid = torch.cat(rows, dim=1)
+    buffer = io.BytesIO()
+    Image.fromarray((grid[0] if len(grid) == 1 else grid.permute(1, 2, 0)).numpy()).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -4,11 +4,15 @@ import copy
 import statistics
 import time
 import warnings
+import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch_pruning
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from repro.harness.denoiser import count_params
@@ -38,9 +42,7 @@ def count_macs(model: nn.Module, image_shape: tuple[int, int, int], **conditioni
         image_shape: [C, H, W].
         **conditioning: What it takes beside an image and a timestep, for one image, on the meta device.
     """
-    memo: dict[int, torch.Tensor] = {id(tensor): nn.Parameter(tensor.detach().to("meta")) for tensor in model.parameters()}
-    memo |= {id(tensor): tensor.to("meta") for tensor in model.buffers()}
-    on_meta = copy.deepcopy(model, memo)
+    on_meta = _on_meta(model)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         on_meta(torch.empty(1, *image_shape), torch.zeros(1), **conditioning)
     flops = {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
@@ -77,6 +79,51 @@ def count_macs_torch_pruning(model: nn.Module, image_shape: tuple[int, int, int]
     return int(macs)
 
 
+class _Alive(TorchDispatchMode):
+    """Adds up the bytes of the tensors that come into being and are alive at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = operator(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self._known:
+                self._known.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return output
+
+    def _gone(self, storage: int, size: int) -> None:
+        self._known.discard(storage)
+        self.now -= size
+
+
+@torch.no_grad()
+def peak_bytes(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Returns the bytes of the weights and of the most activations that are alive at once in a forward pass on one image, in float32.
+
+    It is counted on the meta device: what a kernel or a library needs for itself while it runs is not in it.
+    """
+    on_meta = _on_meta(model)
+    with torch.device("meta"):
+        images, timesteps = torch.empty(1, *image_shape), torch.zeros(1)
+        with _Alive() as alive:
+            on_meta(images, timesteps)
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    return int(weights + images.numel() * images.element_size() + alive.most)
+
+
+def _on_meta(model: nn.Module) -> nn.Module:
+    """Copies a network without its storage."""
+    memo: dict[int, torch.Tensor] = {id(tensor): nn.Parameter(tensor.detach().to("meta")) for tensor in model.parameters()}
+    memo |= {id(tensor): tensor.to("meta") for tensor in model.buffers()}
+    return copy.deepcopy(model, memo)
+
+
 def train_pflop(macs: float, images: int) -> float:
     """Returns the analytic work of training: 3 passes (forward and twice that backward) x 2 FLOP x MACs x images, in 10^15 FLOP."""
     return 3 * 2 * macs * images / 1e15
@@ -101,4 +148,4 @@ def latency_ms(model: nn.Module, image_shape: tuple[int, int, int], batch_size: 
     return statistics.median(times[3:])
 
 
-__all__ = ["Macs", "count_macs", "count_macs_torch_pruning", "count_params", "latency_ms", "pipe_macs", "train_pflop"]
+__all__ = ["Macs", "count_macs", "count_macs_torch_pruning", "count_params", "latency_ms", "peak_bytes", "pipe_macs", "train_pflop"]

@@ -8,7 +8,7 @@ A folder that `save_denoiser` wrote is a diffusers pipeline: `DDIMPipeline.from_
 
 import inspect
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,22 @@ def as_pruned(model: ModelMixin) -> PrunedDenoiser:
     return pruned
 
 
-def save_denoiser(model: ModelMixin, scheduler: DDIMScheduler, folder: Path, *, card: str = "") -> None:
+def with_widths(model: ModelMixin, widths: Widths) -> PrunedDenoiser:
+    """Returns a network of the widths that a record holds, its weights those of the whole one, cut: for its cost, not for its images.
+
+    Raises:
+        ReproError: The widths are another network's.
+    """
+    whole = as_pruned(model)
+    with torch.device("meta"):
+        narrow: PrunedDenoiser = type(whole)(**{**whole.config, "widths": widths})
+    shapes = {name: tensor.shape for name, tensor in narrow.state_dict().items()}
+    cut = {name: tensor[tuple(map(slice, shapes[name]))].clone() for name, tensor in whole.state_dict().items()}
+    narrow.load_state_dict(cut, assign=True)
+    return narrow
+
+
+def save_denoiser(model: ModelMixin, scheduler: DDIMScheduler, folder: Path, *, files: Mapping[str, bytes] | None = None) -> None:
     """Saves a network and its scheduler as a diffusers pipeline: safetensors and JSON, nothing pickled.
 
     It is written under a temporary name and renamed, so that a reader never sees half of it.
@@ -156,7 +171,7 @@ def save_denoiser(model: ModelMixin, scheduler: DDIMScheduler, folder: Path, *, 
         model: The network.
         scheduler: Its sampler.
         folder: The folder to make, in place of one that is there.
-        card: The text of its README.md; none is written where it is empty.
+        files: What else it holds, by name.
 
     Raises:
         ReproError: The folder cannot be written, or the disk is full.
@@ -168,8 +183,8 @@ def save_denoiser(model: ModelMixin, scheduler: DDIMScheduler, folder: Path, *, 
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         pipeline.save_pretrained(temporary, safe_serialization=True)
-        if card:
-            (temporary / "README.md").write_text(card)
+        for name, content in (files or {}).items():
+            (temporary / name).write_bytes(content)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     except (OSError, SafetensorError) as error:

@@ -1,0 +1,78 @@
+"""A choice as people read it: what, why, its neighbours, and what else there would be."""
+
+from repro.candidates import UNITS, Candidate, amount, rivals, threads, within_noise
+from repro.choosing import METHOD, Choice
+from repro.harness.cells import Experiment
+from repro.harness.provenance import device_name
+
+RIVALS = ("diff_pruning", "magnitude", "random", "scratch", "slimmable")
+TITLES = {"params": "params", "macs": "MACs", "latency_ms": "ms", "memory_mb": "MB"}
+MEMORY = "MB: weights and the most activations alive at once in one forward pass on one image, float32."
+
+
+def choice_text(experiment: Experiment, choice: Choice) -> str:
+    """Returns the answer of `choose`."""
+    limits = " and ".join(f"at most {amount(key, limit)}" for key, limit in choice.budget.items())
+    lines = [f"{experiment.config.name}, {limits}: take P = {choice.chosen.size:g} of seed {choice.seed}", ""]
+    columns = [key for key in UNITS if key in choice.chosen.costs]
+    lines.append(_line("", "P", *(TITLES[key] for key in columns), experiment.config.evaluation.metric, "fits"))
+    for candidate in choice.all:
+        lines.append(_row("->" if candidate is choice.chosen else "", candidate, columns, choice.budget))
+        if not isinstance(choice.between, str) and candidate.size == _next_larger(choice):
+            lines.append(_row("~", choice.between.candidate, columns, choice.budget))
+    lines += ["", *_why(experiment, choice), *_between(choice), *_rivals(experiment, choice)]
+    if "latency_ms" in choice.budget:
+        lines.append(f"ms: one image, measured now on {device_name()}, {threads()}.")
+    if "memory_mb" in choice.budget:
+        lines.append(MEMORY)
+    return "\n".join(lines)
+
+
+def _why(experiment: Experiment, choice: Choice) -> list[str]:
+    settings, chosen = experiment.config.evaluation, choice.chosen
+    assert chosen.quality is not None
+    fitting = [candidate for candidate in choice.all if not candidate.excess(choice.budget)]
+    protocol = f"{settings.samples:,} samples, {settings.sampler_steps} DDIM steps, {settings.spacing} spacing"
+    lines = [f"Why: the lowest mean {settings.metric} ({protocol}) of the {len(fitting)} recorded sizes that fit; lower is better."]
+    for other in fitting:
+        if other is not chosen and other.quality and within_noise(chosen.quality, other.quality):
+            lines.append(f"P = {other.size:g} cannot be told from it: the difference lies within twice its standard error.")
+    return lines
+
+
+def _between(choice: Choice) -> list[str]:
+    if isinstance(choice.between, str):
+        return [f"In between: {choice.between}."]
+    quality = choice.between.candidate.quality
+    said = "its quality was measured just now" if quality else "--measure measures its quality"
+    size = f"~ P = {choice.between.candidate.size:g}"
+    return [f"{size}: in between, never trained at this size, with the supernet's weights; {said}, --between takes it."]
+
+
+def _rivals(experiment: Experiment, choice: Choice) -> list[str]:
+    found = rivals(experiment, RIVALS, choice.chosen, choice.budget)
+    if not found:
+        return []
+    best = found[0]
+    cost = best["record"]["cost"]
+    hours = f"{cost['device_hours']:.3g} device-hours on {cost['device_name']}" if cost.get("device_hours") is not None else "unknown cost"
+    return [
+        f"Better within the same counts, but trained for that one size: {best['method']} at P = {best['size']:g}, "
+        f"{best['record']['size']['params']:,} parameters, {best['quality'].text()}; {hours} each. {METHOD}'s sizes share one training."
+    ]
+
+
+def _next_larger(choice: Choice) -> float:
+    """Returns the size under which the one in between stands."""
+    return min(candidate.size for candidate in choice.all if candidate.excess(choice.budget))
+
+
+def _row(mark: str, candidate: Candidate, columns: list[str], budget: dict[str, float]) -> str:
+    costs = [f"{candidate.costs[key]:,.0f}" if key in ("params", "macs") else f"{candidate.costs[key]:,.3g}" for key in columns]
+    quality, excess = candidate.quality.text() if candidate.quality else "not measured", candidate.excess(budget)
+    return _line(mark, f"{candidate.size:g}", *costs, quality, f"no: {', '.join(excess)}" if excess else "yes")
+
+
+def _line(mark: str, size: str, *cells: str) -> str:
+    *numbers, quality, fits = cells
+    return f"{mark:<2} {size:>7} {' '.join(f'{number:>14}' for number in numbers)}   {quality:<24} {fits}".rstrip()

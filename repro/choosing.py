@@ -1,0 +1,172 @@
+"""The right subnet for a device: the answer of `python -m repro choose`."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from repro.candidates import Candidate, amount, candidates, measured, quality_of
+from repro.errors import ReproError
+from repro.extraction import check_new, save_subnet
+from repro.harness.cells import Cell, Experiment, base_cell
+from repro.harness.clock import Clock
+from repro.harness.cost import count_macs, count_params
+from repro.harness.evaluation import draw_samples, judge
+from repro.harness.experiment import is_made, load_model
+from repro.harness.progress import CellProgress
+from repro.joint import joint_cell, load_supernet
+from repro.ofa.pipes import pipes_of
+from repro.ofa.supernet import Supernet
+from repro.planning import plan_of, ranking_scores, score_base
+
+METHOD = "ofa"
+SEARCH_STEPS = 10
+FLAGS = {"params": "--max-params", "macs": "--max-macs", "latency_ms": "--max-latency-ms", "memory_mb": "--max-memory-mb"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Between:
+    """The largest subnet between two trained sizes that fits a budget; its own size was never trained.
+
+    Attributes:
+        candidate: What it is and costs.
+        supernet: The trained weights with a plan that holds this size.
+    """
+
+    candidate: Candidate
+    supernet: Supernet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What to take within a budget.
+
+    Attributes:
+        chosen: The best recorded subnet that fits.
+        all: Every recorded one, largest first.
+        between: The largest size that fits between two recorded ones, or why there is none.
+    """
+
+    budget: dict[str, float]
+    seed: int
+    chosen: Candidate
+    all: list[Candidate]
+    between: Between | str
+
+
+def choose(experiment: Experiment, budget: dict[str, float], *, seed: int) -> Choice:
+    """Picks the recorded subnet of the lowest mean metric within a budget, and the largest untrained one above it.
+
+    Args:
+        experiment: The configuration and its folders.
+        budget: The limits, by `params`, `macs`, `latency_ms` or `memory_mb`; at least one.
+        seed: The seed of the joint training run whose subnets are offered.
+
+    Raises:
+        ReproError: No budget was given, nothing has been recorded, or nothing fits; names what the smallest needs.
+    """
+    if not budget:
+        raise ReproError(f"choose: give a budget: {', '.join(FLAGS.values())}")
+    for key, limit in budget.items():
+        if not limit > 0:
+            raise ReproError(f"{FLAGS[key]} {limit:g}: must be positive")
+    found = candidates(experiment, METHOD, seed, budget)
+    if not found:
+        raise ReproError(
+            f"{experiment.results}: no measured subnet of {METHOD} at seed {seed}; make them with `python -m repro run "
+            f"{experiment.source} --methods {METHOD} --seeds {seed}`, or name another folder with --results"
+        )
+    fitting = [candidate for candidate in found if not candidate.excess(budget)]
+    if not fitting:
+        needs = ", ".join(amount(key, found[-1].costs[key]) for key in budget)
+        flag = next((FLAGS[key] for key in budget if found[-1].costs[key] > budget[key]), ", ".join(FLAGS[key] for key in budget))
+        raise ReproError(f"{flag}: no recorded subnet fits; the smallest, P = {found[-1].size:g}, needs {needs}; allow more")
+    chosen = min(fitting, key=lambda candidate: candidate.quality.mean if candidate.quality else float("inf"))
+    return Choice(budget=budget, seed=seed, chosen=chosen, all=found, between=_between(experiment, budget, seed, found))
+
+
+def take(experiment: Experiment, choice: Choice, *, out: Path, between: bool, onnx: bool) -> Path:
+    """Extracts what was chosen, or the untrained size above it.
+
+    Raises:
+        ReproError: There is no size in between, nothing was trained here, or the folder is in the way.
+    """
+    check_new(out)
+    if between:
+        untrained = _needed(choice)
+        size, supernet = untrained.candidate.size, untrained.supernet
+    else:
+        size = choice.chosen.size
+        supernet = load_supernet(experiment, joint_cell(Cell(method=METHOD, size=size, seed=choice.seed)))
+    cell = Cell(method="between" if between else METHOD, size=size, seed=choice.seed)
+    return save_subnet(experiment, cell, supernet.extract(size), supernet.base, out=out, onnx=onnx, recorded=not between)
+
+
+def measure_between(experiment: Experiment, choice: Choice) -> Choice:
+    """Measures the quality of the untrained size by the protocol of the experiment, as a cell of the grid would be.
+
+    Raises:
+        ReproError: There is no size in between.
+    """
+    untrained = _needed(choice)
+    size = untrained.candidate.size
+    cell = Cell(method="between", size=size, seed=choice.seed)
+    report = CellProgress(cell.name, Clock(), experiment.folder(cell), experiment.identity(cell))
+    try:
+        sets = draw_samples(experiment, untrained.supernet.extract(size), cell, report)
+        quality = judge(experiment, sets, experiment.images.pixels, report, sampled=True)
+    finally:
+        report.close()
+    measured_one = replace(untrained.candidate, quality=quality_of([quality["values"]]))
+    return replace(choice, between=replace(untrained, candidate=measured_one))
+
+
+def _needed(choice: Choice) -> Between:
+    """Returns the untrained size, where there is one."""
+    if isinstance(choice.between, str):
+        raise ReproError(f"--between, --measure: {choice.between}")
+    return choice.between
+
+
+def _between(experiment: Experiment, budget: dict[str, float], seed: int, found: list[Candidate]) -> Between | str:
+    """Returns the largest size that fits between two recorded ones, or why there is none."""
+    lower = max(candidate.size for candidate in found if not candidate.excess(budget))
+    larger = [candidate.size for candidate in found if candidate.size > lower]
+    if not larger:
+        return f"no size lies in between: the largest recorded one, P = {lower:g}, fits the budget"
+    joint = joint_cell(Cell(method=METHOD, size=lower, seed=seed))
+    if not (is_made(experiment, joint) and is_made(experiment, base_cell(experiment.config))):
+        return f"a size in between needs the trained weights, which do not lie in {experiment.runs}"
+    trained, base = load_supernet(experiment, joint), load_model(experiment, base_cell(experiment.config))
+    importance = score_base(experiment, base, seed)
+    scores = ranking_scores(experiment, base, importance, seed)
+    fits, fails, best = lower, min(larger), None
+    for _ in range(SEARCH_STEPS):
+        size = round((fits + fails) / 2, 4)
+        plan = plan_of(_with_sizes(experiment, size), base, importance, scores)
+        candidate, supernet = _candidate(experiment, Supernet(trained.base, pipes_of(trained.base), plan), size, budget)
+        if candidate.excess(budget):
+            fails = size
+        else:
+            fits, best = size, Between(candidate=candidate, supernet=supernet)
+    if best is None or best.supernet.plan.params[best.candidate.size] == trained.plan.params[lower]:
+        return f"no whole unit of a pipe fits between P = {lower:g} and the budget"
+    if not _nested(best.supernet, trained, lower, min(larger)):
+        return "the importances came out otherwise here than where the supernet was trained, so that the sizes would not be nested"
+    return best
+
+
+def _candidate(experiment: Experiment, supernet: Supernet, size: float, budget: dict[str, float]) -> tuple[Candidate, Supernet]:
+    subnet = supernet.eval().extract(size)
+    counts = {"params": float(count_params(subnet.parameters())), "macs": float(count_macs(subnet, experiment.image_shape).total)}
+    return Candidate(size=size, costs=counts | measured(experiment, subnet, budget), quality=None), supernet
+
+
+def _with_sizes(experiment: Experiment, size: float) -> Experiment:
+    sizes = replace(experiment.config.sizes, trained=(size,), reported=(size,))
+    return replace(experiment, config=replace(experiment.config, sizes=sizes))
+
+
+def _nested(between: Supernet, trained: Supernet, lower: float, upper: float) -> bool:
+    """Says whether a size keeps all that the smaller one keeps and nothing that the larger one does not."""
+    (kept,) = between.plan.kept.values()
+    below, above = trained.plan.kept[lower], trained.plan.kept[upper]
+    return all(set(below[pipe]) <= set(channels) <= set(above[pipe]) for pipe, channels in kept.items())
