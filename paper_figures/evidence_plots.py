@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,7 +47,8 @@ def ablations(grid: Grid, width: float = 7.0) -> Figure:
     rows = rows[rows["difference_pct"].notna()]
     references = list(dict.fromkeys(rows["of"]))
     heights = [len(rows[rows["of"] == reference]) for reference in references]
-    figure = Figure(figsize=(width, 1.1 + 0.27 * sum(heights) + 0.5 * len(references)))
+    narrow = width < 5  # names on two lines leave room for the intervals
+    figure = Figure(figsize=(width, 1.1 + (0.33 if narrow else 0.27) * sum(heights) + 0.5 * len(references)))
     panels = figure.subplots(len(references), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, reference in zip(panels, references, strict=True):
         part = rows[rows["of"] == reference].reset_index(drop=True)
@@ -60,12 +62,20 @@ def ablations(grid: Grid, width: float = 7.0) -> Figure:
             )
         axes.axvline(0, color="#444444", linewidth=1.0, linestyle="--")
         names = [f"{row.factor}: {row.variant}" if row.factor != "method" else str(row.variant) for row in part.itertuples()]
-        axes.set_yticks(y, [drawn(name) for name in names])
+        axes.set_yticks(y, [drawn(_on_two_lines(name) if narrow else name) for name in names])
         axes.set_ylim(-0.6, len(part) - 0.4)
         axes.set_title(f"against {look_of(reference).label}", loc="left")
     interval = f"({100 * CONFIDENCE:.0f} % interval over seeds; left is better)"
-    figure.supxlabel(f"Difference in {grid.metric}, %{' ' if width > 5 else chr(10)}{interval}", fontsize=9)
+    figure.supxlabel(f"Difference in {grid.metric}, %{chr(10) if narrow else ' '}{interval}", fontsize=9)
     return figure
+
+
+def _on_two_lines(name: str) -> str:
+    """Returns a name on at most two lines, broken after its factor where both parts are short, else as evenly as may be."""
+    factor, colon, variant = name.partition(": ")
+    if len(name) <= 24 or (colon and max(len(factor), len(variant)) <= 26):
+        return name if len(name) <= 24 else f"{factor}:\n{variant}"
+    return next(text for width in range(12, len(name) + 1) if (text := textwrap.fill(name, width)).count("\n") <= 1)
 
 
 def balance(grid: Grid, width: float = 5.6) -> Figure:

@@ -152,7 +152,7 @@ def quality_figure(
             x_error = shown[f"{column}_error"] / scale if f"{column}_error" in shown else None
             _draw_quality(axes, shown, (metric, f"{metric}_std_error"), shown[column] / scale, x_error)
             axes.set_title(title, loc="left")
-        axes_of[0].set_ylabel(f"{metric}, {n:,} samples (lower is better)")
+        axes_of[0].set_ylabel(f"{metric}, {int(n):,} samples (lower is better)")
         _add_legend(part_of_figure, axes_of[0], layout.legend_columns)
         if beside:  # the part's own label would lie under the second legend
             for axes in axes_of:
@@ -191,7 +191,8 @@ def _draw_quality(
                 marker=look.marker,
                 markersize=9 if method == "base" else None,
                 linestyle="none" if method == "base" else ":" if look.light else "-",
-                linewidth=1.0 if look.light else None,
+                linewidth=1.0 if look.light else None if x_error is None else 0.6,  # what is spread both ways makes no smooth line
+                elinewidth=None if x_error is None else 0.6,
                 label=drawn(f"{look.label}, {device}") if several else look.label,
                 zorder=2 if look.light else 4 if method == "base" else 3,
             )

@@ -116,7 +116,7 @@ def curves(cells: Sequence[Cell]) -> tuple[list[Picture], list[str]]:
         (
             partial(curve_figure, title, group),
             f"Line plot of the training loss against steps: {', '.join(_labels(group))}.",
-            f"{title}: {', '.join(f'{name} ({n})' for name, n in _labels(group).items())} run{'s' * (len(group) != 1)}.",
+            f"Runs: {', '.join(f'{n} of {name}' for name, n in _labels(group).items())}.",
         )
         for title, group in groups.items()
     )

@@ -61,7 +61,7 @@ def _row(folder: Path, cell: Cell) -> Row:
     buffer = io.BytesIO()
     # Written anew: of the file itself nothing but its pixels comes into the page.
     PIL.Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
-    label = look_of(cell.method).label
+    label = "Real images" if cell.method == "floor" else look_of(cell.method).label
     of_what = label if cell.size is None else f"{label} at P = {cell.size:g}"
     alt = f"{len(images)} samples of {of_what}, seed {cell.seed}"
     return Row(label=label, uri=data_uri(buffer.getvalue(), "png"), alt=alt, width=picture.shape[1], height=picture.shape[0])

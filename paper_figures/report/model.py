@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -44,13 +44,24 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table: `key` names it in the page, and `rows` have an entry for each column."""
+    """A table: `key` names it in the page, `rows` have an entry for each column, and the first `naming` of these name a row."""
 
     key: str
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Entry, ...], ...]
     notes: tuple[str, ...] = ()
+    naming: int = 2
+
+    def slim(self) -> "Table":
+        """Returns the table without its column of devices where it says the same in every row, which becomes a note."""
+        index = next((i for i, column in enumerate(self.columns) if column.title == "Device"), None)
+        devices = {row[index].text for row in self.rows} if index is not None else set()
+        if index is None or len(devices) != 1:
+            return self
+        columns = self.columns[:index] + self.columns[index + 1 :]
+        rows = tuple(row[:index] + row[index + 1 :] for row in self.rows)
+        return replace(self, columns=columns, rows=rows, notes=(*self.notes, f"In every row: Device {devices.pop()}"))
 
 
 def number(text: str, value: Any, cells: Iterable[Cell], reads: str) -> Entry:

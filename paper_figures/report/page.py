@@ -130,7 +130,7 @@ def _measured(records: Sequence[Record], cells: Sequence[Cell], grid: Grid, lite
             title=title,
             lead=lead,
             pictures=drawn[key][0],
-            tables=[made for made in tables[key] if made],
+            tables=[made.slim() for made in tables[key] if made],
             missing=list(dict.fromkeys([*missing[key], *drawn[key][1]])),
         )
         for key, title, lead in SECTIONS
@@ -148,7 +148,7 @@ def _training(cells: Sequence[Cell]) -> Section:
     pictures, notes = figures.curves(cells)
     lead = (
         f"A recorded point is the mean loss of the steps since the point before. Thin: each run; bold: the mean over seeds, smoothed over "
-        f"{figures.WINDOW} points. Ablations are left out here; their curves are in their records."
+        f"{figures.WINDOW} points. The first steps may lie above the frame. Ablations are left out here; their curves are in their records."
     )
     return Section(key="training", title="Training", lead=lead, pictures=pictures, missing=notes)
 

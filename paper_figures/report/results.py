@@ -101,8 +101,24 @@ def latencies(cells: Sequence[Cell]) -> tuple[list[LatencyRow], Table]:
     columns += [Column(title=f"Batch {batch} (ms)", how="mean over seeds of the median ± standard error over seeds") for batch in batches]
     columns += [Column(title=f"Images/s at batch {batches[-1]}", how="batch size over the mean latency")]
     columns += [Column(title="Seeds", how=NUMBERS["Seeds"][2])]
-    note = "Milliseconds of one forward pass of the denoiser: each record's median, their mean. Other devices, other rows"
-    return made, Table(key="latency", title="Latency of one forward pass", columns=tuple(columns), rows=tuple(rows), notes=(note,))
+    notes = (
+        "Milliseconds of one forward pass of the denoiser: each record's median, their mean. Other devices, other rows",
+        *_noise(frame, batches),
+    )
+    return made, Table(key="latency", title="Latency of one forward pass", columns=tuple(columns), rows=tuple(rows), notes=notes)
+
+
+def _noise(frame: pd.DataFrame, batches: Sequence[int]) -> list[str]:
+    """Says how far apart the times of one network lie: at size 1 nothing is pruned, whatever the method."""
+    notes = []
+    for device, whole in frame[frame["size"] == 1].groupby("device"):
+        spans = [(batch, whole[f"latency_ms_{batch}"].dropna()) for batch in batches]
+        ranges = [f"{times.min():.3g} to {times.max():.3g} ms at batch {batch}" for batch, times in spans if len(times) > 1]
+        if ranges:
+            notes.append(
+                f"On {device}, size 1 is one network under each method, yet took {' and '.join(ranges)}: smaller differences are noise"
+            )
+    return notes
 
 
 def _per_second(ms: float, batch: int) -> tuple[str, float | None]:

@@ -72,10 +72,14 @@ function recordDetails(name, reads) {
   return details;
 }
 
+function named(row) {
+  return [row.cells[0].textContent, row.cells[0].dataset.more].filter(Boolean).join(", ");
+}
+
 function open(button) {
   const cell = button.closest("td");
   const heading = cell && cell.closest("table").tHead.rows[0].cells[cell.cellIndex];
-  const title = cell ? `${cell.parentElement.cells[0].textContent}: ${heading.textContent}` : button.dataset.title;
+  const title = cell ? `${named(cell.parentElement)}: ${heading.textContent}` : button.dataset.title;
   const names = button.dataset.records.split(" ").filter((name) => records.has(name));
   document.getElementById("dialog-title").textContent = title;
   document.getElementById("dialog-number").textContent = button.textContent;

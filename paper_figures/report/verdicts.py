@@ -119,7 +119,12 @@ def ablations(grid: Grid) -> Table:
     columns = [Column(title="Variant"), Column(title="Against"), *(Column(title=title, how=text) for title, text in how.items())]
     rows = [_ablation(grid, frame.iloc[index], shown.iloc[index], sizes) for index in range(len(frame))]
     return Table(
-        key="ablations", title="Ablations: one factor changed, all else equal", columns=tuple(columns), rows=tuple(rows), notes=tuple(notes)
+        naming=1,
+        key="ablations",
+        title="Ablations: one factor changed, all else equal",
+        columns=tuple(columns),
+        rows=tuple(rows),
+        notes=tuple(notes),
     )
 
 
