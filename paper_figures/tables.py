@@ -64,7 +64,7 @@ def result_rows(cells: Sequence[Cell]) -> list[ResultRow]:
         for key, group in groups.items()
     ]
     held = {key[:2] for key in groups}
-    rows += [ResultRow(row=_gap(group), cells=(), paid=()) for key, group in failed.items() if key not in held]
+    rows += [ResultRow(row=_gap(group), cells=tuple(group), paid=()) for key, group in failed.items() if key not in held]
     rows.sort(key=lambda made: (sort_key(made.row["method"], made.row["size"]), made.row["device"], str(made.row.get("n_samples"))))
     return rows
 

@@ -84,9 +84,12 @@ def _against(pair: Comparison, by_name: dict[str, Cell], *, with_base_size: bool
             entries += words([""] * 4)
             continue
         totals = fixed([versus.ofa, versus.independent], 4)
-        made = ((totals[0], versus.ofa, ofa), (totals[1], versus.independent, own))
-        made += ((f"{versus.ratio:.2f}", versus.ratio, [*ofa, *own]), (str(versus.break_even), versus.break_even, [*ofa, *own]))
-        entries += [number(text, value, cells, READS[currency]) for text, value, cells in made]
+        both, reads = [*ofa, *own], READS[currency]
+        entries += [number(totals[0], versus.ofa, ofa, reads), number(totals[1], versus.independent, own, reads)]
+        entries += [
+            number(f"{versus.ratio:.2f}", versus.ratio, both, reads),
+            number(str(versus.break_even), versus.break_even, both, reads),
+        ]
     return tuple(entries)
 
 

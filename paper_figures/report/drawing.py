@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -32,7 +33,7 @@ DARK = {
     "#e3e3e3": "#363a40",
 }
 INK = "#1a1a1a"
-ON_PAGE = {
+ON_PAGE: dict[Any, str] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",

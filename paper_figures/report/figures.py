@@ -41,7 +41,7 @@ def quality(records: Sequence[Record], literature: Literature, latencies: Sequen
             drawings.append(
                 (
                     partial(quality_figure, times, f"latency_ms_{batch}", 1.0, label, (), trained),
-                    f"Line plot of quality against the latency of one forward pass at batch {batch}; its numbers are in the table of latencies.",
+                    f"Line plot of quality against latency at batch {batch}; the table of latencies has its numbers.",
                     f"Quality against latency at batch {batch}: {SPREAD}, both ways.",
                 )
             )
@@ -68,7 +68,7 @@ def cost(records: Sequence[Record], grid: Grid) -> tuple[list[Picture], list[str
     drawings: list[Drawing] = [
         (
             lambda: overhead(records, WIDTH),
-            "Line plot of cumulative device-hours against sizes delivered: OFA's is flat, the others rise; the table below has the break-even.",
+            "Line plot of cumulative device-hours against sizes delivered: OFA's is flat, the others rise. The table has the break-even.",
             "What sizes cost together. OFA pays once; ringed is where one network for each size costs more.",
         )
     ]
@@ -176,6 +176,7 @@ def _in_words(table: pd.DataFrame) -> str:
     rows = table[table[metric].notna() & table["size"].notna() & ~table["method"].map(lambda method: look_of(method).light)]
     parts = []
     for method, own in rows.groupby("method", sort=False):
-        ends = [own.loc[own["size"].idxmax()], own.loc[own["size"].idxmin()]][: len(own)]
-        parts.append(f"{look_of(str(method)).label} " + ", ".join(f"{end[metric]:.2f} at P = {end['size']:g}" for end in ends))
+        by_size = sorted(zip(own["size"], own[metric], strict=True), reverse=True)
+        ends = [by_size[0], by_size[-1]][: len(by_size)]
+        parts.append(f"{look_of(str(method)).label} " + ", ".join(f"{value:.2f} at P = {size:g}" for size, value in ends))
     return f"{metric}: {'; '.join(parts)}."

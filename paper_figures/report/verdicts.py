@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -13,7 +14,7 @@ from paper_figures.evidence_tables import HOW, ablations_table, printable_ablati
 from paper_figures.look import look_of
 from paper_figures.report.model import Column, Entry, Table, number
 
-SIGNS = {"supported": "✓", "contradicted": "✗", "undecided": "?", "no records": "–"}
+SIGNS = {"supported": "✓", "contradicted": "✗", "undecided": "?", "no records": "\N{EN DASH}"}
 PAIRED = "difference of the logarithms at each seed, mean over sizes; the mean over seeds, in per cent, and Student's 95 % interval"
 HOW_MADE = "each claim's measure, over seeds, as the footnotes say"
 
@@ -61,7 +62,7 @@ def claims(grid: Grid) -> tuple[list[Verdict], Table]:
         raw, text, cells = frame.iloc[index], shown.iloc[index], claim.cells(grid)
         estimate = number(text["Estimate"], raw["estimate"], cells, claim.reads)
         interval = number(text["95 % interval"], raw["low"], cells, claim.reads)
-        seeds = number(text["Seeds"], raw["n_seeds"], cells, "cell.seed") if cells else Entry(text=text["Seeds"])
+        seeds = number(text["Seeds"], raw["n_seeds"], cells, "cell.seed") if raw["n_seeds"] else Entry(text="")
         verdict = f"{SIGNS[raw['verdict']]} {raw['verdict']}"
         plain = [Entry(text=value) for value in (claim.key, claim.says, text["Measured"])]
         rows.append((*plain, estimate, interval, Entry(text=text["Holds if"]), seeds, Entry(text=verdict)))
@@ -82,11 +83,11 @@ def claims(grid: Grid) -> tuple[list[Verdict], Table]:
     titles = {
         title: HOW_MADE if title in ("Estimate", "95 % interval") else "number of seeds" if title == "Seeds" else "" for title in shown
     }
-    columns = tuple(Column(title=title or "Key", how=how) for title, how in titles.items())
+    columns = tuple(Column(title=str(title) or "Key", how=how) for title, how in titles.items())
     return verdicts, Table(key="claims", title="Claims: what was measured", columns=columns, rows=tuple(rows), notes=tuple(notes))
 
 
-def _bar(row: "pd.Series[float]", same_unit: pd.DataFrame) -> Bar | None:
+def _bar(row: "pd.Series[Any]", same_unit: pd.DataFrame) -> Bar | None:
     """Places an interval on the scale that all claims of its unit share; ratios on a logarithmic one."""
     if pd.isna(row["low"]):
         return None
@@ -112,7 +113,7 @@ def ablations(grid: Grid) -> Table:
     frame = ablations_table(grid)
     shown, notes = printable_ablations(grid)
     sizes = {title: float(title.removeprefix("P = ")) for title in shown.columns if title.startswith("P = ")}
-    how = {title: "mean over seeds of each record's mean ± standard error over seeds" for title in sizes}
+    how = dict.fromkeys(sizes, "mean over seeds of each record's mean ± standard error over seeds")
     how |= {"Difference": PAIRED, "95 % interval": PAIRED, "Size error": "the largest realised size less its P, over sizes and seeds"}
     how |= dict.fromkeys(("Device-hours", "PFLOP"), "all sizes of a seed and what delivers them, added; the mean over seeds")
     how["Seeds"] = "number of seeds"
@@ -128,7 +129,7 @@ def ablations(grid: Grid) -> Table:
     )
 
 
-def _ablation(grid: Grid, raw: "pd.Series[float]", text: "pd.Series[str]", sizes: dict[str, float]) -> tuple[Entry, ...]:
+def _ablation(grid: Grid, raw: "pd.Series[Any]", text: "pd.Series[str]", sizes: dict[str, float]) -> tuple[Entry, ...]:
     method, reference = str(raw["method"]), str(raw["of"])
     own = [cell for by_size in grid.of[method].values() for cell in by_size.values()]
     held = sorted({cell.size for cell in own if cell.size is not None})
