@@ -301,14 +301,14 @@ def test_what_a_record_says_is_text(hostile):
     [
         (
             [make_record("base", 1.0)],
-            ["the verdicts: left out", "run `nox -s evidence`", "no OFA records", "no sample strips", "latency: left out"],
+            ["The verdicts: left out", "run nox -s evidence", "no OFA records", "no sample strips", "Latency: left out"],
         ),
         (
             [failed("ofa", "NaN")],
-            ["no evaluated cell", "run `python -m repro run`"],
+            ["no evaluated cell", "run python -m repro run"],
         ),
         ([make_record("floor", None)], ["no evaluated cell"]),
-        ([make_record("base", 1.0, trial=True)], ["the table of results: left out, only trial records"]),
+        ([make_record("base", 1.0, trial=True)], ["The table of results: left out, only trial records"]),
         ([make_record("base", 1.0), make_record("ofa", 0.5), make_record("diff_pruning", 0.5)], ["ofa_joint-seed0 has no record"]),
     ],
 )

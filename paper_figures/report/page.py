@@ -71,6 +71,7 @@ def page(folder: Path, records: Sequence[Record], literature: Literature = NO_LI
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["said"] = _said
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
     style, script = ((HERE / name).read_text() for name in ("style.css", "script.js"))
     context: dict[str, Any] = {
@@ -131,7 +132,7 @@ def _measured(records: Sequence[Record], cells: Sequence[Cell], grid: Grid, lite
             lead=lead,
             pictures=drawn[key][0],
             tables=[made.slim() for made in tables[key] if made],
-            missing=list(dict.fromkeys([*missing[key], *drawn[key][1]])),
+            missing=[*missing[key], *(line for line in drawn[key][1] if line.removeprefix("the figure ") not in missing[key])],
         )
         for key, title, lead in SECTIONS
     ]
@@ -189,6 +190,12 @@ def _tried(missing: list[str], make: Callable[[], Made]) -> Made | None:
     except MissingRecordsError as error:
         missing.append(str(error))
         return None
+
+
+def _said(text: str) -> Markup:
+    """Returns a line as the page says it: with a capital, and what stands between backticks as code."""
+    parts = (text[:1].upper() + text[1:]).split("`")
+    return Markup().join(Markup("<code>{}</code>").format(part) if index % 2 else part for index, part in enumerate(parts))
 
 
 def _hash(text: str) -> str:
