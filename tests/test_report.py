@@ -17,10 +17,14 @@ from record_factory import make_cifar10_records, make_record, make_records, writ
 from report_page import MINUS, Page, at, same_digits
 
 from paper_figures.__main__ import main
+from paper_figures.cells import cells_of
+from paper_figures.latency import latency_table
 from paper_figures.literature import literature_beside
 from paper_figures.look import LOOKS
+from paper_figures.plots import quality_figure
 from paper_figures.published import load_published
 from paper_figures.report.page import page
+from paper_figures.report.results import latencies
 from repro.harness.records import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -244,6 +248,22 @@ def test_the_page_holds_every_record_whole_and_asks_nothing_of_the_network(digit
     assert len(html) < 5e6 and f"({len(html.encode()) / 1e6:.1f} MB" in html
     assert MINUS + "40.0 %" in html
     assert all(attributes["alt"] for tag, attributes in read.elements if tag == "img")
+
+
+def test_times_of_two_devices_are_two_rows_and_two_lines():
+    entries = [
+        [{"batch": 1, "ms": ms, "device_name": name, "threads": threads}]
+        for ms, name, threads in ((2.0, "A", 1), (9.0, "A", 4), (50.0, "B", 1))
+    ]
+    cells = cells_of(
+        [make_record("ofa", 0.5, seed, latency=[*own, *own_too]) for seed, own, own_too in zip((0, 1), entries, entries[1:], strict=False)]
+    )
+    rows, table = latencies(cells)
+    found = {row.row["device"]: (row.row["latency_ms_1"], [cell.seed for cell in row.cells]) for row in rows}
+    assert found == {"A, 1 thread": (2.0, [0]), "A, 4 threads": (9.0, [0, 1]), "B, 1 thread": (50.0, [1])}
+    assert [row[2].text for row in table.rows] == list(found) and table.slim() == table
+    figure = quality_figure(latency_table(rows), "latency_ms_1", 1.0, "ms")
+    assert [label.get_text() for label in figure.subfigs[0].legends[0].get_texts()] == [f"OFA, {device}" for device in found]
 
 
 def test_published_rows_name_their_source_instead_of_records(tmp_path):
