@@ -110,6 +110,12 @@ def figures(session: nox.Session) -> None:
 
 
 @nox.session
+def report(session: nox.Session) -> None:
+    """Write one page for each experiment, with its tables, figures, samples and records, in seconds."""
+    session.run(_python(session), "-m", "paper_figures", "report", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure what the harness costs on this machine beside plain loops, in pairs: about ten minutes on a CPU."""
     session.run(_python(session, "bench"), "-m", "repro.bench", *session.posargs)

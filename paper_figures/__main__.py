@@ -25,6 +25,8 @@ Reads the records (one JSON file per cell) of each experiment and writes next to
 and where there are ablations:
   FOLDER/tables/claims.*, ablations.*           the verdict on each claim of the paper, and every ablation beside its default
   FOLDER/figures/NAME.pdf, .png                 ablations, balance, quality_vs_cost
+and for `report`:
+  FOLDER/report.html                            one page that holds tables, figures, samples and records, and needs no network
 What the records do not allow is left out, with a line that says what to run. The same records give the same bytes.
 Figures from the literature stand beside ours, marked as published, where the protocol is the same: results/published.toml.
 
@@ -33,6 +35,7 @@ examples:
   python -m paper_figures tables --show         the table of results on the screen too
   python -m paper_figures claims                the verdicts on the screen, their tables and figures
   python -m paper_figures overhead --experiment digits
+  python -m paper_figures report                one page for each experiment, to be opened in a browser
 """
 
 
@@ -109,12 +112,26 @@ def _make_claims(folder: Path, records: Sequence[Record], literature: Literature
         print("\n" + claims_text(records))
 
 
+def _make_report(folder: Path, records: Sequence[Record], literature: Literature) -> None:
+    """Writes the page of an experiment; its template is read only where it is wanted."""
+    from paper_figures.report.page import write_report
+
+    path = write_report(folder, records, literature)
+    print(f"  {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
 def _print_overhead(folder: Path, records: Sequence[Record], literature: Literature) -> None:
     print(overhead_text(records))
 
 
 Verb = Callable[[Path, Sequence[Record], Literature], None]
-VERBS: dict[str, Verb] = {"all": _make_all, "tables": _make_tables, "overhead": _print_overhead, "claims": _make_claims}
+VERBS: dict[str, Verb] = {
+    "all": _make_all,
+    "tables": _make_tables,
+    "overhead": _print_overhead,
+    "claims": _make_claims,
+    "report": _make_report,
+}
 
 
 def _report(write: Callable[[], list[Path]]) -> None:
@@ -146,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb_help = (
         "all: tables, overhead.csv and figures (default); tables: tables only; overhead: print the cost comparison; "
-        "claims: print the verdicts, and write their tables and figures"
+        "claims: print the verdicts, and write their tables and figures; report: write one page that holds everything"
     )
     parser.add_argument("verb", nargs="?", choices=tuple(VERBS), default="all", help=verb_help)
     results_help = "folder of experiments, or one experiment's folder (default: results)"

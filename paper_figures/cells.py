@@ -42,6 +42,15 @@ class Strip:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Latency:
+    """The median time of one forward pass on a batch, on the device where it was taken."""
+
+    batch: int
+    ms: float
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Variant:
     """What an ablation changes of another method."""
 
@@ -70,6 +79,8 @@ class Cell:
     n_samples: int | None
     values: tuple[float, ...]
     strip: Strip | None
+    latencies: tuple[Latency, ...]
+    curve: tuple[tuple[float, float], ...]  # (step, mean loss since the point before)
 
     @property
     def done(self) -> bool:
@@ -180,6 +191,8 @@ def _cell(record: Record) -> Cell:
         n_samples=int(quality["n_samples"]) if quality else None,
         values=_values(quality["values"]) if quality else (),
         strip=_strip(record["samples"], name) if record.get("samples") else None,
+        latencies=tuple(_latency(entry) for entry in record.get("latency") or ()),
+        curve=tuple((float(step), float(_number(loss) or 0.0)) for step, loss in training.get("curve") or ()),
     )
 
 
@@ -206,6 +219,17 @@ def _strip(samples: Mapping[str, Any], name: str) -> Strip:
     if min(strip.count, strip.height, strip.width) < 1 or strip.count * strip.height * strip.width > MOST_PIXELS:
         raise ValueError(f"{strip.count} samples of {strip.width} x {strip.height} are no strip")
     return strip
+
+
+def _latency(entry: Mapping[str, Any]) -> Latency:
+    """Returns one latency; another precision or number of threads is another device, as another number of ranks is."""
+    ms, threads = _number(entry["ms"]), entry.get("threads")
+    if not ms or ms < 0 or not 0 < int(entry["batch"]) <= MOST_PIXELS:
+        raise ValueError("a latency is not positive")
+    name = one_line(str(entry["device_name"]), MOST_LETTERS)
+    about = [f"{int(threads)} thread{'s' * (int(threads) != 1)}"] if threads else []
+    about += [precision] if (precision := one_line(str(entry.get("precision") or "float32"), MOST_LETTERS)) != "float32" else []
+    return Latency(batch=int(entry["batch"]), ms=ms, device=", ".join([name, *about]))
 
 
 def _device(cost: Mapping[str, Any]) -> str:

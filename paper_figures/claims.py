@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from paper_figures.cells import Cell
 from paper_figures.evidence import INDEPENDENT, Grid, interval, percent, verdict
 
 COST_FACTOR = 2.0  # "far less" is at most half
 QUALITY_MARGIN_PCT = 10.0  # "satisfactory" is at most this much worse
+READS = {"device_hours": "cost.device_hours", "train_pflop": "training.train_pflop"}  # where a record holds them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,8 @@ class Claim:
         side: On which side of the boundary the true value lies if the claim holds: `below` or `above`.
         boundary: On the scale that is shown.
         unit: Of what is shown.
+        cells: The cells that the values are made from.
+        reads: Which part of their records.
     """
 
     key: str
@@ -35,6 +39,8 @@ class Claim:
     side: str
     boundary: float
     unit: str
+    cells: Callable[[Grid], list[Cell]]
+    reads: str
 
 
 def _quality(key: str, says: str, method: str, reference: str, *, measure: str, margin: float = 0.0) -> Claim:
@@ -48,6 +54,8 @@ def _quality(key: str, says: str, method: str, reference: str, *, measure: str, 
         side="below",
         boundary=margin,
         unit="%",
+        cells=lambda grid: grid.compared(method, reference),
+        reads="quality.values",
     )
 
 
@@ -59,7 +67,23 @@ def _cost(key: str, says: str, currency: str, measure: str) -> Claim:
             [math.log(alone[seed] / ofa[seed]) for seed in sorted(ofa.keys() & alone.keys()) if ofa[seed] and alone[seed]] if sizes else []
         )
 
-    return Claim(key=key, says=says, measure=measure, values=values, scale=math.exp, side="above", boundary=COST_FACTOR, unit="x")
+    def cells(grid: Grid) -> list[Cell]:
+        sizes = grid.sizes("ofa", INDEPENDENT)
+        paid = [grid.paid(method, sizes) for method in ("ofa", INDEPENDENT)]
+        return [cell for cells in paid for seed in sorted(paid[0].keys() & paid[1].keys()) for cell in cells[seed]] if sizes else []
+
+    return Claim(
+        key=key,
+        says=says,
+        measure=measure,
+        values=values,
+        scale=math.exp,
+        side="above",
+        boundary=COST_FACTOR,
+        unit="x",
+        cells=cells,
+        reads=READS[currency],
+    )
 
 
 def _balance(key: str, says: str, other: str, measure: str) -> Claim:
@@ -67,8 +91,23 @@ def _balance(key: str, says: str, other: str, measure: str) -> Claim:
         paper, without = grid.imbalances("ofa"), grid.imbalances(other)
         return [paper[seed] - without[seed] for seed in sorted(paper.keys() & without.keys())]
 
+    def cells(grid: Grid) -> list[Cell]:
+        seeds = grid.imbalances("ofa").keys() & grid.imbalances(other).keys()
+        held = [(cell, grid.sizes(method, INDEPENDENT)) for method in ("ofa", other) for cell in grid.compared(method, INDEPENDENT)]
+        ends = {cell.name: cell for cell, sizes in held if cell.seed in seeds and cell.size in (sizes[0], sizes[-1])}
+        return list(ends.values())
+
     return Claim(
-        key=key, says=says, measure=measure, values=values, scale=lambda value: 100 * value, side="below", boundary=0.0, unit="log-%"
+        key=key,
+        says=says,
+        measure=measure,
+        values=values,
+        scale=lambda value: 100 * value,
+        side="below",
+        boundary=0.0,
+        unit="log-%",
+        cells=cells,
+        reads="quality.values",
     )
 
 

@@ -86,6 +86,11 @@ class Grid:
         held = [set(self.of[method][seed]) for method in methods for seed in self.seeds(*methods)]
         return sorted(set.intersection(*held)) if held else []
 
+    def compared(self, *methods: str) -> list[Cell]:
+        """Returns the cells of which the quality is compared: those of the common seeds and sizes."""
+        sizes = self.sizes(*methods)
+        return [self.of[method][seed][size] for method in methods for seed in self.seeds(*methods) for size in sizes]
+
     def score(self, method: str, seed: int, size: float) -> float:
         """Returns a cell's quality, the mean over its sampling seeds."""
         return statistics.fmean(self.of[method][seed][size].values)
@@ -121,14 +126,17 @@ class Grid:
             sizes: The sizes that are to be had.
             currency: `device_hours` or `train_pflop`.
         """
+        return {seed: sum(getattr(cell, currency) or 0.0 for cell in cells) for seed, cells in self.paid(method, sizes).items()}
+
+    def paid(self, method: str, sizes: Sequence[float]) -> dict[int, list[Cell]]:
+        """Returns for each seed the cells that are paid for, what delivers them included; seeds that lack any of them are left out."""
         found = {}
         for seed, by_size in self.of.get(method, {}).items():
             held = [by_size[size] for size in sizes if size in by_size]
             to_pay, missing = deliverers(held, self._by_name)
             paid = [*held, *to_pay]
-            amounts = [getattr(cell, currency) for cell in paid]
             if len(held) == len(sizes) and not missing and len({cell.device for cell in paid}) == 1:
-                found[seed] = sum(amount or 0.0 for amount in amounts)
+                found[seed] = paid
         return found
 
     def point(self, method: str, sizes: Sequence[float], seeds: Sequence[int]) -> tuple[float, float, float, float] | None:

@@ -2,6 +2,8 @@
 
 import math
 import statistics
+import textwrap
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -31,8 +33,8 @@ FAMILY_LOOKS = {"OFA": "ofa", "Diff-Pruning": "diff_pruning", "Slimmable": "slim
 CURRENCIES = {"device_hours": "Device-hours for all sizes", "train_pflop": "Training PFLOP for all sizes"}
 
 
-def ablations(grid: Grid) -> Figure:
-    """Draws every variant's difference from what it varies, with its interval, grouped by factor.
+def ablations(grid: Grid, width: float = 7.0) -> Figure:
+    """Draws every variant's difference from what it varies, with its interval, grouped by factor; `width` is in inches.
 
     Raises:
         MissingRecordsError: No variant has a record.
@@ -45,7 +47,8 @@ def ablations(grid: Grid) -> Figure:
     rows = rows[rows["difference_pct"].notna()]
     references = list(dict.fromkeys(rows["of"]))
     heights = [len(rows[rows["of"] == reference]) for reference in references]
-    figure = Figure(figsize=(7.0, 1.1 + 0.27 * sum(heights) + 0.5 * len(references)))
+    narrow = width < 5  # names on two lines leave room for the intervals
+    figure = Figure(figsize=(width, 1.1 + (0.33 if narrow else 0.27) * sum(heights) + 0.5 * len(references)))
     panels = figure.subplots(len(references), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, reference in zip(panels, references, strict=True):
         part = rows[rows["of"] == reference].reset_index(drop=True)
@@ -59,14 +62,23 @@ def ablations(grid: Grid) -> Figure:
             )
         axes.axvline(0, color="#444444", linewidth=1.0, linestyle="--")
         names = [f"{row.factor}: {row.variant}" if row.factor != "method" else str(row.variant) for row in part.itertuples()]
-        axes.set_yticks(y, [drawn(name) for name in names])
+        axes.set_yticks(y, [drawn(_on_two_lines(name) if narrow else name) for name in names])
         axes.set_ylim(-0.6, len(part) - 0.4)
         axes.set_title(f"against {look_of(reference).label}", loc="left")
-    figure.supxlabel(f"Difference in {grid.metric}, % ({100 * CONFIDENCE:.0f} % interval over seeds; left is better)", fontsize=9)
+    interval = f"({100 * CONFIDENCE:.0f} % interval over seeds; left is better)"
+    figure.supxlabel(f"Difference in {grid.metric}, %{chr(10) if narrow else ' '}{interval}", fontsize=9)
     return figure
 
 
-def balance(grid: Grid) -> Figure:
+def _on_two_lines(name: str) -> str:
+    """Returns a name on at most two lines, broken after its factor where both parts are short, else as evenly as may be."""
+    factor, colon, variant = name.partition(": ")
+    if len(name) <= 24 or (colon and max(len(factor), len(variant)) <= 26):
+        return name if len(name) <= 24 else f"{factor}:\n{variant}"
+    return next(text for width in range(12, len(name) + 1) if (text := textwrap.fill(name, width)).count("\n") <= 1)
+
+
+def balance(grid: Grid, width: float = 5.6) -> Figure:
     """Draws, under each sampling law, each size's quality relative to the independently trained net of that size.
 
     Raises:
@@ -75,7 +87,7 @@ def balance(grid: Grid) -> Figure:
     present = [law for law in LAWS if law in grid.of and len(grid.sizes(law, INDEPENDENT)) > 1]
     if len(present) < 2:
         raise MissingRecordsError(f"the figure balance: left out, no two sampling laws beside independent training; {HOW}")
-    figure = Figure(figsize=(5.6, 4.2))
+    figure = Figure(figsize=(width, 4.2))
     axes = figure.subplots()
     for index, law in enumerate(present):
         label, colour, marker = LAWS[law]
@@ -95,8 +107,8 @@ def balance(grid: Grid) -> Figure:
     return figure
 
 
-def quality_vs_cost(grid: Grid) -> Figure:
-    """Draws the mean quality over all sizes against what they cost together, in device-hours and in PFLOP.
+def quality_vs_cost(grid: Grid, currencies: Sequence[str] = tuple(CURRENCIES), width: float = 7.4) -> Figure:
+    """Draws the mean quality over all sizes against what they cost together, in device-hours and in PFLOP; `width` is in inches.
 
     Raises:
         MissingRecordsError: Fewer than two approaches have all sizes.
@@ -108,8 +120,8 @@ def quality_vs_cost(grid: Grid) -> Figure:
         )
     present = [method for methods in BUDGETS.values() for method in methods if method in grid.of]
     seeds = grid.seeds(*present)  # the same for all, so that differences are paired
-    figure = Figure(figsize=(7.4, 3.9))
-    for axes, (currency, label) in zip(figure.subplots(1, 2, sharey=True), CURRENCIES.items(), strict=True):
+    figure = Figure(figsize=(width, 3.9))
+    for axes, currency in zip(figure.subplots(1, len(currencies), sharey=True, squeeze=False)[0], currencies, strict=True):
         for family, methods in BUDGETS.items():
             points = [point for method in methods if (point := grid.point(method, sizes, seeds))]
             if not points:
@@ -118,10 +130,10 @@ def quality_vs_cost(grid: Grid) -> Figure:
             x = hours if currency == "device_hours" else pflop
             look = look_of(FAMILY_LOOKS.get(family, family))
             axes.errorbar(x, y, yerr=error, color=look.colour, marker=look.marker, label=family)
-        axes.set(xlabel=label)
+        axes.set(xlabel=CURRENCIES[currency])
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
     figure.axes[0].set_ylabel(f"{grid.metric}, geometric mean over sizes\n({len(seeds)} seed{'s' * (len(seeds) != 1)}, lower is better)")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3 if width > 5 else 2)
     return figure

@@ -93,8 +93,8 @@ def write_claims(folder: Path, records: Sequence[Record]) -> list[Path]:
         raise MissingRecordsError(f"claims and ablations: left out, no records of any ablation; {HOW}")
     paths = []
     for name, table, shown, notes, title in (
-        ("claims", claims_table(grid), *_printable_claims(grid), f"Claims, on the experiment {records[0]['experiment']}"),
-        ("ablations", ablations_table(grid), *_printable_ablations(grid), f"Ablations of the experiment {records[0]['experiment']}"),
+        ("claims", claims_table(grid), *printable_claims(grid), f"Claims, on the experiment {records[0]['experiment']}"),
+        ("ablations", ablations_table(grid), *printable_ablations(grid), f"Ablations of the experiment {records[0]['experiment']}"),
     ):
         texts = {"csv": table.to_csv(index=False, lineterminator="\n"), "md": markdown(shown, notes, title, left=3)}
         texts["tex"] = latex(shown, notes, title, label=f"tab:{name}")
@@ -107,11 +107,12 @@ def write_claims(folder: Path, records: Sequence[Record]) -> list[Path]:
 def claims_text(records: Sequence[Record]) -> str:
     """Returns the table of claims for the terminal."""
     grid = Grid(records)
-    shown, notes = _printable_claims(grid)
+    shown, notes = printable_claims(grid)
     return markdown(shown, notes, "Claims", left=3)
 
 
-def _printable_claims(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
+def printable_claims(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
+    """Returns the table of claims as people read it, and its footnotes."""
     table = claims_table(grid)
     shown = pd.DataFrame(
         {
@@ -148,7 +149,8 @@ def _noise_notes(grid: Grid) -> list[str]:
     return notes
 
 
-def _printable_ablations(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
+def printable_ablations(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
+    """Returns the table of ablations as people read it, and its footnotes."""
     table = ablations_table(grid)
     metrics = [column for column in table.columns if column.startswith(f"{grid.metric} ") and not column.endswith("std_error")]
     metrics.sort(key=lambda column: -float(column.rpartition(" ")[2]))

@@ -17,7 +17,7 @@ CSV_COLUMNS = ("device", "approach", "term", "device_hours", "train_pflop", "n_s
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One item on an approach's bill, averaged over seeds; `size` is None for what all sizes share."""
+    """One item on an approach's bill, averaged over seeds; `size` is None for what all sizes share, `phase` for all of a cell's own."""
 
     device: str
     approach: str
@@ -26,6 +26,8 @@ class Term:
     device_hours: float | None
     train_pflop: float | None
     n_seeds: int
+    names: tuple[str, ...]  # of the cells that it was made from
+    phase: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +178,7 @@ def _terms_per_size(cells: Sequence[Cell], what: str) -> list[Term]:
             device_hours=mean(cell.device_hours for cell in group),
             train_pflop=mean(cell.train_pflop for cell in group),
             n_seeds=len(group),
+            names=tuple(cell.name for cell in group),
         )
         for (method, size), group in sorted(groups.items(), key=lambda item: sort_key(*item[0]))
     ]
@@ -199,6 +202,8 @@ def _ofa_terms(subnets: Sequence[Cell], by_name: Mapping[str, Cell]) -> tuple[li
                 device_hours=mean(cell.phases_device_hours.get(phase, 0.0) for cell in runs),
                 train_pflop=mean(cell.train_pflop for cell in runs) if phase == "train" else None,
                 n_seeds=len(runs),
+                names=tuple(cell.name for cell in runs),
+                phase=phase,
             )
             for phase in PHASES
         ]

@@ -1,6 +1,7 @@
 """The figures: quality against MACs and parameters, and cumulative cost; each is drawn from the tables' own numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +23,19 @@ from repro.harness.records import Record
 LOG_FROM_RATIO = 20
 NOT_A_LINE = ("floor", "noise")
 ASK_FOR_RUN = "run `python -m repro run`"
+WITH_CONTROLS, TRAINED_ONLY = "With untrained controls", "Trained only"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How wide a figure of qualities is, in inches, and which views of it stand side by side."""
+
+    width: float
+    views: tuple[str, ...]
+    legend_columns: int
+
+
+SIDE_BY_SIDE = Layout(width=7.0, views=(WITH_CONTROLS, TRAINED_ONLY), legend_columns=4)
 
 
 def write_figures(folder: Path, records: Sequence[Record], published: Sequence[Published] = ()) -> tuple[list[Path], list[str]]:
@@ -66,7 +80,7 @@ def evidence_drawings(records: Sequence[Record]) -> dict[str, Callable[[], Figur
     return {"ablations": lambda: ablations(grid), "balance": lambda: balance(grid), "quality_vs_cost": lambda: quality_vs_cost(grid)}
 
 
-def fid_vs_macs(table: pd.DataFrame, published: Sequence[Published] = ()) -> Figure:
+def fid_vs_macs(table: pd.DataFrame, published: Sequence[Published] = (), layout: Layout = SIDE_BY_SIDE) -> Figure:
     """Draws quality against the MACs of one forward, a line per method; published points by torch-pruning's count.
 
     Raises:
@@ -74,21 +88,21 @@ def fid_vs_macs(table: pd.DataFrame, published: Sequence[Published] = ()) -> Fig
     """
     scale, unit = (1e9, "G") if (table["macs"] >= 1e9).any() else (1e6, "M")
     points = [Point(entry=entry, x=entry.macs_torch_pruning / scale) for entry in published if entry.macs_torch_pruning]
-    return _quality_figure(table, "macs", scale, f"MACs of one denoiser forward on one image ({unit})", points)
+    return quality_figure(table, "macs", scale, f"MACs of one denoiser forward on one image ({unit})", points, layout)
 
 
-def fid_vs_params(table: pd.DataFrame, published: Sequence[Published] = ()) -> Figure:
+def fid_vs_params(table: pd.DataFrame, published: Sequence[Published] = (), layout: Layout = SIDE_BY_SIDE) -> Figure:
     """Draws quality against the number of parameters, a line per method.
 
     Raises:
         MissingRecordsError: No cell with a size has a quality.
     """
     points = [Point(entry=entry, x=entry.params / 1e6) for entry in published if entry.params]
-    return _quality_figure(table, "params", 1e6, "Parameters (M)", points)
+    return quality_figure(table, "params", 1e6, "Parameters (M)", points, layout)
 
 
-def overhead(records: Sequence[Record]) -> Figure:
-    """Draws cumulative device-hours against the number of sizes delivered, a panel per device.
+def overhead(records: Sequence[Record], width: float = 5.6) -> Figure:
+    """Draws cumulative device-hours against the number of sizes delivered, a panel per device; `width` is in inches.
 
     Raises:
         MissingRecordsError: OFA and the baselines cannot be compared.
@@ -99,7 +113,7 @@ def overhead(records: Sequence[Record]) -> Figure:
     if not pairs:
         raise MissingRecordsError(why_not(terms, notes).replace("overhead:", "the figure overhead:"))
     devices = sorted({pair.device for pair in pairs})
-    figure = Figure(figsize=(5.6, 3.5 * len(devices)))
+    figure = Figure(figsize=(width, 3.5 * len(devices)))
     for axes, device in zip(figure.subplots(len(devices), squeeze=False)[:, 0], devices, strict=True):
         ofa = [term for term in terms if term.device == device and term.approach == "ofa"]
         _draw_overhead(axes, [pair for pair in pairs if pair.device == device], ofa)
@@ -107,48 +121,58 @@ def overhead(records: Sequence[Record]) -> Figure:
     return figure
 
 
-def _quality_figure(table: pd.DataFrame, column: str, scale: float, xlabel: str, published: Sequence[Point]) -> Figure:
-    """Draws a panel for each metric and number of samples: numbers of different metrics or sample counts share no axis."""
+def quality_figure(
+    table: pd.DataFrame, column: str, scale: float, xlabel: str, published: Sequence[Point] = (), layout: Layout = SIDE_BY_SIDE
+) -> Figure:
+    """Draws a panel for each metric and number of samples: numbers of different metrics or sample counts share no axis.
+
+    Raises:
+        MissingRecordsError: No row has both a quality and a number in the column.
+    """
     panels = [
         (metric, n, table[table[metric].notna() & (table["n_samples"] == n)])
         for metric in metrics_of(table)
         for n in sorted(table.loc[table[metric].notna() & table[column].notna(), "n_samples"].unique())
     ]
     if not panels:
-        short = "macs" if column == "macs" else "params"
-        raise MissingRecordsError(f"the figure fid_vs_{short}: left out, no evaluated cell; {ASK_FOR_RUN}")
-    figure = Figure(figsize=(7.0, (4.6 if published else 3.7) * len(panels)))
+        raise MissingRecordsError(f"the figure fid_vs_{column}: left out, no evaluated cell; {ASK_FOR_RUN}")
+    figure = Figure(figsize=(layout.width, (4.6 if published else 3.7) * len(panels)))
     for part_of_figure, (metric, n, part) in zip(figure.subfigures(len(panels), squeeze=False)[:, 0], panels, strict=True):
         # Cells that failed stay in as blanks: they break the line, so that no gap is bridged.
         failed = table[table["n_samples"].isna() & table["method"].isin(part["method"])]
         rows = pd.concat([part, failed]).sort_values("size", ascending=False, kind="stable")
         light = rows["method"].map(lambda method: look_of(method).light)
         # The untrained controls are so much worse that the trained networks need a panel of their own.
-        views = {"": rows} if light.all() or not light.any() else {"With untrained controls": rows, "Trained only": rows[~light]}
+        both = {WITH_CONTROLS: rows, TRAINED_ONLY: rows[~light]}
+        views = {"": rows} if light.all() or not light.any() else {view: both[view] for view in layout.views}
         axes_of = part_of_figure.subplots(1, len(views), squeeze=False)[0]
         beside = [point for point in published if (point.entry.protocol.metric, point.entry.protocol.n_samples) == (metric, n)]
         draw_published(axes_of[-1], beside)
         for axes, (title, shown) in zip(axes_of, views.items(), strict=True):
-            _draw_quality(axes, shown, (metric, f"{metric}_std_error"), shown[column] / scale)
+            x_error = shown[f"{column}_error"] / scale if f"{column}_error" in shown else None
+            _draw_quality(axes, shown, (metric, f"{metric}_std_error"), shown[column] / scale, x_error)
             axes.set_title(title, loc="left")
-        axes_of[0].set_ylabel(f"{metric}, {n:,} samples (lower is better)")
-        _add_legend(part_of_figure, axes_of[0])
+        axes_of[0].set_ylabel(f"{metric}, {int(n):,} samples (lower is better)")
+        _add_legend(part_of_figure, axes_of[0], layout.legend_columns)
         if beside:  # the part's own label would lie under the second legend
             for axes in axes_of:
                 axes.set_xlabel(xlabel)
-            add_published_legend(part_of_figure, beside, "Published points: MACs by torch-pruning's count" if column == "macs" else None)
+            counter = "Published points: MACs by torch-pruning's count" if column == "macs" else None
+            add_published_legend(part_of_figure, beside, counter, layout.legend_columns // 2)
         else:
             part_of_figure.supxlabel(xlabel, fontsize=9)
     return figure
 
 
-def _add_legend(figure: SubFigure, axes: Axes) -> None:
+def _add_legend(figure: SubFigure, axes: Axes, columns: int) -> None:
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     labels = sorted(handles, key=lambda label: label == look_of("floor").label)
-    figure.legend([handles[label] for label in labels], labels, loc="outside upper center", ncols=4)
+    figure.legend([handles[label] for label in labels], labels, loc="outside upper center", ncols=columns)
 
 
-def _draw_quality(axes: Axes, rows: pd.DataFrame, columns: tuple[str, str], x: "pd.Series[float]") -> None:
+def _draw_quality(
+    axes: Axes, rows: pd.DataFrame, columns: tuple[str, str], x: "pd.Series[float]", x_error: "pd.Series[float] | None" = None
+) -> None:
     """Draws a line per method (and device, where there are several), and the floor dashed; noise would only stretch the axis."""
     value, error = columns
     present = [method for method in dict.fromkeys(rows["method"]) if method not in NOT_A_LINE]
@@ -162,11 +186,13 @@ def _draw_quality(axes: Axes, rows: pd.DataFrame, columns: tuple[str, str], x: "
                 x.loc[line.index].astype(float),
                 line[value].astype(float),
                 yerr=line[error].astype(float).fillna(0.0) if line[error].notna().any() else None,
+                xerr=x_error.loc[line.index].astype(float).fillna(0.0) if x_error is not None else None,
                 color=look.colour,
                 marker=look.marker,
                 markersize=9 if method == "base" else None,
                 linestyle="none" if method == "base" else ":" if look.light else "-",
-                linewidth=1.0 if look.light else None,
+                linewidth=1.0 if look.light else None if x_error is None else 0.6,  # what is spread both ways makes no smooth line
+                elinewidth=None if x_error is None else 0.6,
                 label=drawn(f"{look.label}, {device}") if several else look.label,
                 zorder=2 if look.light else 4 if method == "base" else 3,
             )

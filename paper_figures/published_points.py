@@ -28,7 +28,7 @@ def draw_published(axes: Axes, points: Sequence[Point]) -> None:
         axes.plot([point.x], [point.entry.fid], zorder=5, **_style(point.entry))
 
 
-def add_published_legend(figure: SubFigure, points: Sequence[Point], title: str | None) -> None:
+def add_published_legend(figure: SubFigure, points: Sequence[Point], title: str | None, columns: int) -> None:
     """Adds a legend below the axes, an item per method with the figures themselves: points of one size lie on top of one another."""
     groups: dict[str, list[Published]] = {}
     for point in points:
@@ -37,7 +37,7 @@ def add_published_legend(figure: SubFigure, points: Sequence[Point], title: str 
     figures = {method: ", ".join(f"{entry.fid:.2f}" for entry in group) for method, group in groups.items()}
     labels = [drawn(f"{names[method]} (published): {listed}") for method, listed in figures.items()]
     handles = [Line2D([], [], **_style(group[0])) for group in groups.values()]
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, title=title, title_fontsize=8, alignment="left")
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title, title_fontsize=8, alignment="left")
 
 
 def _style(entry: Published) -> dict[str, Any]:

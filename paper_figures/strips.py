@@ -27,12 +27,8 @@ def samples(folder: Path, records: Sequence[Record]) -> Figure:
         MissingRecordsError: No record names a strip that exists.
         ReproError: A strip is unreadable or is not of the recorded shape.
     """
-    cells = [cell for cell in cells_of(records) if cell.done and cell.own and cell.strip]
-    first_seed = min((cell.seed for cell in cells), default=0)
-    cells = [cell for cell in cells if cell.seed == first_seed and cell.strip and (folder / cell.strip.file).is_file()]
-    if not cells:
-        raise MissingRecordsError("the figure samples: left out, no sample strips; run `python -m repro run`")
-    rows = [_images(folder, cell.strip) for cell in cells if cell.strip]
+    cells = cells_with_strips(folder, records)
+    rows = [images_of(folder, cell.strip) for cell in cells if cell.strip]
     canvas, centres = _stacked(rows, [cell.method for cell in cells])
     labels = [_label(cell) for cell in cells]
     label_inches = 0.5 + 0.075 * max(map(len, labels))
@@ -49,13 +45,32 @@ def samples(folder: Path, records: Sequence[Record]) -> Figure:
     return figure
 
 
+def cells_with_strips(folder: Path, records: Sequence[Record]) -> list[Cell]:
+    """Returns the cells of the lowest seed, but of ablations, that have a strip.
+
+    Raises:
+        MissingRecordsError: There is none.
+        ReproError: A record is malformed.
+    """
+    cells = [cell for cell in cells_of(records) if cell.done and cell.own and cell.strip]
+    first_seed = min((cell.seed for cell in cells), default=0)
+    cells = [cell for cell in cells if cell.seed == first_seed and cell.strip and (folder / cell.strip.file).is_file()]
+    if not cells:
+        raise MissingRecordsError("the figure samples: left out, no sample strips; run `python -m repro run`")
+    return cells
+
+
 def _label(cell: Cell) -> str:
     label = look_of(cell.method).label
     return label if cell.size is None or cell.method == "base" else f"{label}, P = {cell.size:g}"
 
 
-def _images(folder: Path, strip: Strip) -> Image:
-    """Returns the first images of a strip, of shape (count, height, width, 3), between 0 and 1."""
+def images_of(folder: Path, strip: Strip) -> Image:
+    """Returns the first images of a strip, of shape (count, height, width, 3), between 0 and 1.
+
+    Raises:
+        ReproError: The file is unreadable, is not of the recorded shape, or lies somewhere else.
+    """
     path = folder / strip.file
     remedy = "delete it and its record and run the cell again"
     if not path.resolve().is_relative_to(folder.resolve()):

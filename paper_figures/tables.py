@@ -3,12 +3,13 @@
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from paper_figures.cells import Bill, Cell, MissingRecordsError, bill, cells_of, mean, sort_key
+from paper_figures.cells import Bill, Cell, MissingRecordsError, bill, cells_of, deliverers, mean, sort_key
 from paper_figures.literature import NO_LITERATURE, Literature, Shown
 from paper_figures.markup import latex, markdown, printable
 from repro.harness.records import Record
@@ -23,6 +24,15 @@ Row = dict[str, Any]
 Key = tuple[str, float | None, str, str | None, int | None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResultRow:
+    """A row of the table of results, the cells that it was made from, and those and the ones that deliver them."""
+
+    row: Row
+    cells: tuple[Cell, ...]
+    paid: tuple[Cell, ...]
+
+
 def results_table(records: Iterable[Record]) -> pd.DataFrame:
     """Returns one row per (method, size), without ablations; a failed cell is a gap with a note.
 
@@ -34,6 +44,11 @@ def results_table(records: Iterable[Record]) -> pd.DataFrame:
         ReproError: A record is malformed.
     """
     cells = cells_of(records)
+    return _framed([made.row for made in result_rows(cells)], sorted({cell.metric for cell in cells if cell.metric and cell.done}))
+
+
+def result_rows(cells: Sequence[Cell]) -> list[ResultRow]:
+    """Returns the rows of the table of results in its order, each with its cells."""
     by_name = {cell.name: cell for cell in cells}
     groups: dict[Key, list[Cell]] = {}
     failed: dict[tuple[str, float | None], list[Cell]] = {}
@@ -44,11 +59,14 @@ def results_table(records: Iterable[Record]) -> pd.DataFrame:
             groups.setdefault((cell.method, cell.size, cell.device, cell.metric, cell.n_samples), []).append(cell)
         else:
             failed.setdefault((cell.method, cell.size), []).append(cell)
-    rows = [_row(group, failed.get(key[:2], []), by_name) for key, group in groups.items()]
+    rows = [
+        ResultRow(row=_row(group, failed.get(key[:2], []), by_name), cells=tuple(group), paid=(*group, *deliverers(group, by_name)[0]))
+        for key, group in groups.items()
+    ]
     held = {key[:2] for key in groups}
-    rows += [_gap(group) for key, group in failed.items() if key not in held]
-    rows.sort(key=lambda row: (sort_key(row["method"], row["size"]), row["device"], str(row.get("n_samples"))))
-    return _framed(rows, sorted({cell.metric for cell in cells if cell.metric and cell.done}))
+    rows += [ResultRow(row=_gap(group), cells=tuple(group), paid=()) for key, group in failed.items() if key not in held]
+    rows.sort(key=lambda made: (sort_key(made.row["method"], made.row["size"]), made.row["device"], str(made.row.get("n_samples"))))
+    return rows
 
 
 def with_published(table: pd.DataFrame, shown: Sequence[Shown]) -> pd.DataFrame:
@@ -102,7 +120,7 @@ def _row(group: Sequence[Cell], failed: Sequence[Cell], by_name: Mapping[str, Ce
         bills = [bill(cell, by_name) for cell in group]
         row |= _costs(bills)
         notes += sorted({part.note for part in bills if part.note})
-    row |= _quality(group)
+    row |= quality_of(group)
     row["note"] = "; ".join(notes)
     return row
 
@@ -130,7 +148,7 @@ def _costs(bills: Sequence[Bill]) -> Row:
     return {"device_hours": mean(part.device_hours for part in bills), "train_pflop": mean(part.train_pflop for part in bills)}
 
 
-def _quality(group: Sequence[Cell]) -> Row:
+def quality_of(group: Sequence[Cell]) -> Row:
     """Returns the mean of the per-seed means and its standard error, over seeds or else over the sampling seeds of the only one."""
     per_seed = [cell.values for cell in group if cell.values]
     metric = group[0].metric

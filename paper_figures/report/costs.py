@@ -1,0 +1,138 @@
+"""The tables of the cost: what each approach pays for what, against OFA, and the quality that it buys."""
+
+from collections.abc import Sequence
+
+from paper_figures.cells import Cell, MissingRecordsError
+from paper_figures.claims import READS
+from paper_figures.evidence import INDEPENDENT, Grid
+from paper_figures.look import look_of
+from paper_figures.overhead import Comparison, comparisons, overhead_terms, why_not
+from paper_figures.overhead_text import FAIR, NAMES
+from paper_figures.report.model import Column, Entry, Table, fixed, number, words
+from repro.harness.records import Record
+
+CURRENCIES = {"device_hours": "device-hours", "train_pflop": "PFLOP"}
+TOTAL = "each term's mean over seeds, added over the sizes"
+
+
+def bills(records: Sequence[Record], cells: Sequence[Cell]) -> Table:
+    """Returns the table of every term of every approach.
+
+    Raises:
+        MissingRecordsError: There is nothing to pay for.
+    """
+    terms, notes = overhead_terms(records)
+    if not terms:
+        raise MissingRecordsError(why_not(terms, notes))
+    by_name = {cell.name: cell for cell in cells}
+    hours, pflop = (fixed([getattr(term, currency) for term in terms], 4) for currency in CURRENCIES)
+    rows = []
+    for term, spent, work in zip(terms, hours, pflop, strict=True):
+        made = [by_name[name] for name in term.names]
+        reads = f"cost.phases_device_hours.{term.phase}" if term.phase else READS["device_hours"]
+        entries = [number(spent, term.device_hours, made, reads), number(work, term.train_pflop, made, READS["train_pflop"])]
+        rows.append(
+            (
+                *words([look_of(term.approach).label, term.term, term.device]),
+                *entries,
+                number(str(term.n_seeds), term.n_seeds, made, "cell.seed"),
+            )
+        )
+    columns = [Column(title=title) for title in ("Approach", "Term", "Device")]
+    columns += [Column(title=title, how="mean over seeds") for title in ("Device-hours", "Training PFLOP")]
+    columns += [Column(title="Seeds", how="number of records")]
+    note = "The base is needed by all and stands in no total. Evaluation is left out"
+    return Table(key="bills", title="What each approach pays for", columns=tuple(columns), rows=tuple(rows), notes=(note, *notes))
+
+
+def against_ofa(records: Sequence[Record], cells: Sequence[Cell]) -> Table:
+    """Returns the table of every independent method beside OFA, with and without size 1.
+
+    Raises:
+        MissingRecordsError: Nothing can be compared.
+    """
+    terms, notes = overhead_terms(records)
+    pairs = comparisons(terms)
+    if not pairs:
+        raise MissingRecordsError(why_not(terms, notes))
+    by_name = {cell.name: cell for cell in cells}
+    views = [(pair, True) for pair in pairs] + [(pair, False) for pair in pairs if 1.0 in pair.sizes and len(pair.sizes) > 1]
+    columns = [Column(title=title) for title in ("Against OFA", "Sizes", "Device")]
+    for unit in CURRENCIES.values():
+        columns += [Column(title=f"OFA, {unit}", how=TOTAL), Column(title=f"Its own, {unit}", how=TOTAL)]
+        columns += [Column(title=f"Ratio, {unit}", how="its own total over OFA's")]
+        columns += [
+            Column(title=f"Break-even, {unit}", how="the least number of sizes that cost more than OFA, each at the mean cost per size")
+        ]
+    return Table(
+        key="against_ofa",
+        title="One run for all sizes, or one for each",
+        columns=tuple(columns),
+        rows=tuple(_against(pair, by_name, with_base_size=with_base) for pair, with_base in views),
+        notes=("Size 1 is free to who prunes each size alone: it is the base. So the second comparison leaves it out",),
+    )
+
+
+def _against(pair: Comparison, by_name: dict[str, Cell], *, with_base_size: bool) -> tuple[Entry, ...]:
+    sizes = [size for size in pair.sizes if with_base_size or size != 1.0]
+    ofa = [by_name[name] for term in pair.ofa if term.size is None or term.size in sizes for name in term.names]
+    own = [by_name[name] for term in pair.independent if term.size in sizes for name in term.names]
+    entries = words([look_of(pair.method).label, ", ".join(f"{size:g}" for size in sizes), pair.device])
+    for currency in CURRENCIES:
+        versus = pair.versus(currency, with_base_size=with_base_size)
+        if versus is None:
+            entries += words([""] * 4)
+            continue
+        totals = fixed([versus.ofa, versus.independent], 4)
+        both, reads = [*ofa, *own], READS[currency]
+        entries += [number(totals[0], versus.ofa, ofa, reads), number(totals[1], versus.independent, own, reads)]
+        entries += [
+            number(f"{versus.ratio:.2f}", versus.ratio, both, reads),
+            number(str(versus.break_even), versus.break_even, both, reads),
+        ]
+    return tuple(entries)
+
+
+def fair(grid: Grid) -> Table:
+    """Returns the table of the quality for the cost, where one thing is equal: images per size, or total compute.
+
+    Raises:
+        MissingRecordsError: No two approaches can be compared so.
+    """
+    sizes = grid.sizes("ofa", INDEPENDENT) if {"ofa", INDEPENDENT} <= grid.of.keys() else []
+    rows = []
+    for title, methods in FAIR.items():
+        present = [method for method in methods if method in grid.of]
+        seeds = grid.seeds(*present) if present and sizes else []
+        points = {method: point for method in present if seeds and (point := grid.point(method, sizes, seeds))}
+        rows += [_fair(grid, title, method, sizes, seeds, point) for method, point in points.items()] if len(points) > 1 else []
+    if not rows:
+        raise MissingRecordsError("quality for the cost: left out, OFA and Diff-Pruning have no size in common; run `nox -s evidence`")
+    columns = [Column(title="Method"), Column(title="What is equal")]
+    columns += [
+        Column(title=title, how="all sizes of a seed and what delivers them, added; the mean over seeds")
+        for title in ("Device-hours", "Training PFLOP")
+    ]
+    columns += [
+        Column(title=grid.metric, how="geometric mean over sizes; its mean over seeds ± standard error"),
+        Column(title="Seeds", how="number of seeds"),
+    ]
+    note = f"Over the sizes {', '.join(f'{size:g}' for size in sizes)}, at the seeds that the methods of a comparison share"
+    return Table(key="fair", title="The quality that the cost buys", columns=tuple(columns), rows=tuple(rows), notes=(note,))
+
+
+def _fair(
+    grid: Grid, title: str, method: str, sizes: Sequence[float], seeds: Sequence[int], point: tuple[float, float, float, float]
+) -> tuple[Entry, ...]:
+    paid = {seed: cells for seed, cells in grid.paid(method, sizes).items() if seed in seeds}
+    bill = [cell for cells in paid.values() for cell in cells]
+    judged = [grid.of[method][seed][size] for seed in paid for size in sizes]
+    hours, pflop, score, error = point
+    quality = f"{score:.2f} ± {error:.2f}" if len(paid) > 1 else f"{score:.2f}"
+    return (
+        *words([NAMES.get(method, look_of(method).label), title]),
+        number(f"{hours:.4f}", hours, bill, READS["device_hours"]),
+        number(f"{pflop:.5f}", pflop, bill, READS["train_pflop"]),
+        number(quality, score, judged, "quality.values"),
+        number(str(len(paid)), len(paid), judged, "cell.seed"),
+    )

@@ -1,0 +1,203 @@
+"""The page itself: what stands on it, in which order, and how it is written."""
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jinja2
+from markupsafe import Markup
+
+from paper_figures.cells import Cell, MissingRecordsError, cells_of
+from paper_figures.evidence import Grid
+from paper_figures.literature import NO_LITERATURE, Literature
+from paper_figures.report import costs, figures, images, results, verdicts
+from paper_figures.report.drawing import Picture
+from paper_figures.report.model import Table
+from repro.harness.records import Record
+from repro.harness.storage import write_atomically
+
+HERE = Path(__file__).parent
+METRICS = {
+    "fid": "Frechet distance on Inception's 2,048 features",
+    "fid768": "Frechet distance on Inception's 768 features, a metric of its own",
+    "fid_classifier": "Frechet distance on the features of a small classifier of the same images; not comparable with a published FID",
+}
+# Nothing is fetched, sent or framed; the page's one style and one script are named by their hashes.
+POLICY = "default-src 'none'; img-src data:; style-src {style}; script-src {script}; base-uri 'none'; form-action 'none'"
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page: pictures, then tables, then what is missing and what to run."""
+
+    key: str
+    title: str
+    lead: str
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
+    missing: Sequence[str] = ()
+
+
+def write_report(folder: Path, records: Sequence[Record], literature: Literature = NO_LITERATURE) -> Path:
+    """Writes `report.html` into the folder of an experiment and returns its path.
+
+    Raises:
+        ReproError: A record or strip is malformed, or the folder cannot be written.
+    """
+    path = folder / "report.html"
+    write_atomically(path, page(folder, records, literature).encode())
+    return path
+
+
+def page(folder: Path, records: Sequence[Record], literature: Literature = NO_LITERATURE) -> str:
+    """Returns the page of an experiment; the same records give the same text.
+
+    Raises:
+        ReproError: A record or strip is malformed.
+    """
+    records = [record for record in records if not record.get("trial")]
+    cells = cells_of(records)
+    grid = Grid(records)
+    missing: list[str] = []
+    judged, claims = _tried(missing, lambda: verdicts.claims(grid)) or ([], None)
+    strips_missing: list[str] = []
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["said"] = _said
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
+    style, script = ((HERE / name).read_text() for name in ("style.css", "script.js"))
+    context: dict[str, Any] = {
+        "experiment": folder.resolve().name,
+        "policy": POLICY.format(style=_hash(style), script=_hash(script)),
+        "style": Markup(style),  # noqa: S704  (files of this package)
+        "script": Markup(script),  # noqa: S704
+        "facts": _facts(records, cells, grid),
+        "verdicts": judged,
+        "counts": Counter(verdict.verdict for verdict in judged),
+        "claims": claims,
+        "claims_missing": missing,
+        "sections": [*_measured(records, cells, grid, literature)],
+        "samples": _tried(strips_missing, lambda: images.sample_groups(folder, records)) or [],
+        "samples_missing": strips_missing,
+        "training": _training(cells),
+        "versions": _versions(records),
+        "embedded": embedded(records),
+    }
+    template = environment.get_template("page.html")
+    size = len(template.render(context, megabytes="0.0").encode())
+    return template.render(context, megabytes=f"{size / 1e6:.1f}")
+
+
+def embedded(records: Sequence[Record]) -> dict[str, Any]:
+    """Returns the records as the page holds them: whole, each configuration once, in place of which a record has its index."""
+    configs: dict[str, int] = {}
+    held = []
+    for record in records:
+        provenance = dict(record["provenance"])
+        if provenance.get("config") is not None:
+            text = json.dumps(provenance["config"], sort_keys=True)
+            provenance["config"] = configs.setdefault(text, len(configs))
+        held.append(record | {"provenance": provenance})
+    return {"configs": [json.loads(text) for text in configs], "records": held}
+
+
+def _measured(records: Sequence[Record], cells: Sequence[Cell], grid: Grid, literature: Literature) -> list[Section]:
+    """Returns the sections of quality, cost and evidence."""
+    missing: dict[str, list[str]] = {"quality": [], "cost": [], "ablations": []}
+    rows, latency = _tried(missing["quality"], lambda: results.latencies(cells)) or ([], None)
+    table = _tried(missing["quality"], lambda: results.results(records, cells, literature))
+    paid = [
+        _tried(missing["cost"], make)
+        for make in (lambda: costs.against_ofa(records, cells), lambda: costs.fair(grid), lambda: costs.bills(records, cells))
+    ]
+    varied = _tried(missing["ablations"], lambda: verdicts.ablations(grid))
+    drawn = {
+        "quality": figures.quality(records, literature, rows),
+        "cost": figures.cost(records, grid),
+        "ablations": figures.evidence(grid) if varied else ([], []),
+    }
+    tables = {"quality": [table, latency], "cost": paid, "ablations": [varied]}
+    return [
+        Section(
+            key=key,
+            title=title,
+            lead=lead,
+            pictures=drawn[key][0],
+            tables=[made.slim() for made in tables[key] if made],
+            missing=[*missing[key], *(line for line in drawn[key][1] if line.removeprefix("the figure ") not in missing[key])],
+        )
+        for key, title, lead in SECTIONS
+    ]
+
+
+SECTIONS = (
+    ("quality", "Quality at each size", "Lower is better. A size P is the fraction of the prunable width that a network keeps."),
+    ("cost", "What it costs", "Device-hours and training PFLOP to have every size, without evaluation. OFA pays for its joint run once."),
+    ("ablations", "What each part is worth", "One factor at a time is changed, everything else being equal."),
+)
+
+
+def _training(cells: Sequence[Cell]) -> Section:
+    pictures, notes = figures.curves(cells)
+    lead = (
+        f"A recorded point is the mean loss of the steps since the point before. Thin: each run; bold: the mean over seeds, smoothed over "
+        f"{figures.WINDOW} points. The first steps may lie above the frame. Ablations are left out here; their curves are in their records."
+    )
+    return Section(key="training", title="Training", lead=lead, pictures=pictures, missing=notes)
+
+
+def _facts(records: Sequence[Record], cells: Sequence[Cell], grid: Grid) -> dict[str, str]:
+    """Returns what is said of the experiment as a whole; what the records do not hold is left out."""
+    failed = sum(not cell.done for cell in cells)
+    seeds = sorted({cell.seed for cell in cells})
+    commits = sorted({str(record["provenance"].get("git_commit") or "unknown")[:10] for record in records})
+    days = sorted(str(day)[:10] for record in records if (day := record["provenance"].get("ended_utc")))
+    facts = {
+        "Records": f"{len(cells):,}" + (f", of which {failed:,} failed" if failed else ""),
+        "Methods": str(len({cell.method for cell in cells if cell.own})),
+        "Ablations": str(len({cell.method.removesuffix("_joint") for cell in cells if not cell.own})),
+        "Seeds": ", ".join(map(str, seeds)),
+        "Metric": f"{grid.metric}, {grid.n_samples:,} samples: {METRICS.get(grid.metric, 'lower is better')}" if grid.metric else "",
+        "Device": "; ".join(sorted({cell.device for cell in cells if cell.device})),
+        "Commit": ", ".join(commits),
+        "Measured": days[0] if len({*days}) == 1 else f"{days[0]} to {days[-1]}" if days else "",
+    }
+    return {name: text for name, text in facts.items() if text and text != "0"}
+
+
+def _versions(records: Sequence[Record]) -> list[str]:
+    """Returns every version of every package that the records name."""
+    found = set()
+    for record in records:
+        packages = record["provenance"].get("packages")
+        found |= {f"{name} {version}" for name, version in packages.items()} if isinstance(packages, dict) else set()
+        found |= {f"Python {record['provenance']['python']}"} if record["provenance"].get("python") else set()
+    return sorted(found, key=str.lower)
+
+
+def _tried(missing: list[str], make: Callable[[], Made]) -> Made | None:
+    """Returns what is made, or None and a line in `missing` about what it takes."""
+    try:
+        return make()
+    except MissingRecordsError as error:
+        missing.append(str(error))
+        return None
+
+
+def _said(text: str) -> Markup:
+    """Returns a line as the page says it: with a capital, and what stands between backticks as code."""
+    parts = (text[:1].upper() + text[1:]).split("`")
+    return Markup().join(Markup("<code>{}</code>").format(part) if index % 2 else part for index, part in enumerate(parts))
+
+
+def _hash(text: str) -> str:
+    """Returns the name by which a policy admits a text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
