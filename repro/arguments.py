@@ -27,7 +27,11 @@ EPILOG = """examples:
   python -m repro extract --size 0.5 --out subnet         a folder that diffusers can load
   python -m paper_figures                                 tables and figures from the records
 
-exit codes: 0 done, 1 a cell failed (its record says why), 2 a mistake in what was asked for, 75 interrupted or busy: run it again"""
+"""
+EXIT_CODES = (
+    "exit codes: 0 done, 1 a cell failed (its record says why), 2 a mistake in what was asked for, 75 interrupted or busy: run it again, "
+    "130 interrupted from the keyboard: likewise"
+)
 
 
 def parser(verbs_by_name: Mapping[str, tuple[Verb, str]]) -> argparse.ArgumentParser:
@@ -39,13 +43,13 @@ def parser(verbs_by_name: Mapping[str, tuple[Verb, str]]) -> argparse.ArgumentPa
     root = argparse.ArgumentParser(
         prog="python -m repro",
         description="Trains OFA-Diffusion Compression (arXiv 2604.12668) beside per-size independent pruning; records cost, FID and MACs.",
-        epilog=EPILOG,
+        epilog=EPILOG + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = root.add_subparsers(required=True, metavar="VERB")
     shipped = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.toml")))
     for name, (function, summary) in verbs_by_name.items():
-        verb = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        verb = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=EXIT_CODES)
         verb.set_defaults(verb=function)
         verb.add_argument(
             "--config", default="digits", metavar="NAME", help=f"a shipped configuration ({shipped}) or the path of a TOML file"

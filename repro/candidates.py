@@ -97,9 +97,9 @@ def candidates(experiment: Experiment, method: str, seed: int, budget: dict[str,
     quality, found = qualities(records), []
     for record in records:
         cell = record["cell"]
+        experiment.record(Cell(method=method, size=cell["size"], seed=cell["seed"]))  # refuses those of another configuration
         if cell["seed"] != seed:
             continue
-        experiment.record(Cell(method=method, size=cell["size"], seed=seed))  # refuses those of another configuration
         counts = {"params": record["size"]["params"], "macs": record["size"]["macs"]}
         model = with_widths(build_base(experiment.config.denoiser, seed=0), record["size"]["widths"])
         found.append(Candidate(size=cell["size"], costs=counts | measured(experiment, model, budget), quality=quality[cell["size"]]))

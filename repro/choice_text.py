@@ -46,7 +46,8 @@ def _between(choice: Choice) -> list[str]:
     quality = choice.between.candidate.quality
     said = "its quality was measured just now" if quality else "--measure measures its quality"
     size = f"~ P = {choice.between.candidate.size:g}"
-    return [f"{size}: in between, never trained at this size, with the supernet's weights; {said}, --between takes it."]
+    what = "trained, but not measured" if choice.between.trained else "never trained at this size, with the supernet's weights"
+    return [f"{size}: in between, {what}; {said}, --between takes it."]
 
 
 def _rivals(experiment: Experiment, choice: Choice) -> list[str]:

@@ -1,11 +1,12 @@
 """The right subnet for a device: the answer of `python -m repro choose`."""
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from repro.candidates import Candidate, amount, candidates, measured, quality_of
 from repro.errors import ReproError
-from repro.extraction import check_new, save_subnet
+from repro.extraction import check_new, extract_subnet, save_subnet
 from repro.harness.cells import Cell, Experiment, base_cell
 from repro.harness.clock import Clock
 from repro.harness.cost import count_macs, count_params
@@ -19,20 +20,23 @@ from repro.planning import plan_of, ranking_scores, score_base
 
 METHOD = "ofa"
 SEARCH_STEPS = 10
+COMPARED = ("metric", "n_samples", "extractor", "reference", "sampler", "sampling_seeds")  # what a value depends on
 FLAGS = {"params": "--max-params", "macs": "--max-macs", "latency_ms": "--max-latency-ms", "memory_mb": "--max-memory-mb"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Between:
-    """The largest subnet between two trained sizes that fits a budget; its own size was never trained.
+    """The largest subnet between two recorded sizes that fits a budget.
 
     Attributes:
         candidate: What it is and costs.
         supernet: The trained weights with a plan that holds this size.
+        trained: Whether it is one of the trained sizes, which was not measured; else its size was never trained.
     """
 
     candidate: Candidate
     supernet: Supernet
+    trained: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,18 +94,18 @@ def take(experiment: Experiment, choice: Choice, *, out: Path, between: bool, on
         ReproError: There is no size in between, nothing was trained here, or the folder is in the way.
     """
     check_new(out)
-    if between:
-        untrained = _needed(choice)
-        size, supernet = untrained.candidate.size, untrained.supernet
-    else:
-        size = choice.chosen.size
-        supernet = load_supernet(experiment, joint_cell(Cell(method=METHOD, size=size, seed=choice.seed)))
-    cell = Cell(method="between" if between else METHOD, size=size, seed=choice.seed)
-    return save_subnet(experiment, cell, supernet.extract(size), supernet.base, out=out, onnx=onnx, recorded=not between)
+    if not between:
+        return extract_subnet(experiment, size=choice.chosen.size, seed=choice.seed, out=out, onnx=onnx)
+    found = _needed(choice)
+    if found.trained:
+        return extract_subnet(experiment, size=found.candidate.size, seed=choice.seed, out=out, onnx=onnx)
+    cell = Cell(method="between", size=found.candidate.size, seed=choice.seed)
+    subnet = found.supernet.extract(found.candidate.size)
+    return save_subnet(experiment, cell, subnet, found.supernet.base, out=out, onnx=onnx, recorded=False)
 
 
 def measure_between(experiment: Experiment, choice: Choice) -> Choice:
-    """Measures the quality of the untrained size by the protocol of the experiment, as a cell of the grid would be.
+    """Measures the quality of the size in between by the protocol of the experiment, as a cell of the grid would be.
 
     Raises:
         ReproError: There is no size in between.
@@ -109,12 +113,17 @@ def measure_between(experiment: Experiment, choice: Choice) -> Choice:
     untrained = _needed(choice)
     size = untrained.candidate.size
     cell = Cell(method="between", size=size, seed=choice.seed)
+    shutil.rmtree(experiment.folder(cell), ignore_errors=True)  # the samples of another supernet may lie there
     report = CellProgress(cell.name, Clock(), experiment.folder(cell), experiment.identity(cell))
     try:
         sets = draw_samples(experiment, untrained.supernet.extract(size), cell, report)
         quality = judge(experiment, sets, experiment.images.pixels, report, sampled=True)
     finally:
         report.close()
+    recorded = experiment.record(Cell(method=METHOD, size=choice.chosen.size, seed=choice.seed))
+    for key in COMPARED:
+        if recorded and recorded["quality"].get(key) != quality[key]:
+            raise ReproError(f"--measure: its {key} is not that of the records, so that the values cannot be compared; run the cells again")
     measured_one = replace(untrained.candidate, quality=quality_of([quality["values"]]))
     return replace(choice, between=replace(untrained, candidate=measured_one))
 
@@ -129,35 +138,49 @@ def _needed(choice: Choice) -> Between:
 def _between(experiment: Experiment, budget: dict[str, float], seed: int, found: list[Candidate]) -> Between | str:
     """Returns the largest size that fits between two recorded ones, or why there is none."""
     lower = max(candidate.size for candidate in found if not candidate.excess(budget))
-    larger = [candidate.size for candidate in found if candidate.size > lower]
-    if not larger:
+    upper = min((candidate.size for candidate in found if candidate.size > lower), default=0.0)
+    if not upper:
         return f"no size lies in between: the largest recorded one, P = {lower:g}, fits the budget"
     joint = joint_cell(Cell(method=METHOD, size=lower, seed=seed))
     if not (is_made(experiment, joint) and is_made(experiment, base_cell(experiment.config))):
         return f"a size in between needs the trained weights, which do not lie in {experiment.runs}"
-    trained, base = load_supernet(experiment, joint), load_model(experiment, base_cell(experiment.config))
+    trained, best = load_supernet(experiment, joint), None
+    for size in sorted(size for size in trained.sizes if lower < size < upper):  # trained, but not among those that are measured
+        candidate = _candidate(experiment, trained, size, budget)
+        if candidate.excess(budget):
+            upper = size
+            break
+        lower, best = size, Between(candidate=candidate, supernet=trained, trained=True)
+    return best or _untrained(experiment, budget, seed, trained, lower, upper)
+
+
+def _untrained(experiment: Experiment, budget: dict[str, float], seed: int, trained: Supernet, lower: float, upper: float) -> Between | str:
+    """Returns the largest size that fits between two trained ones, of which the larger does not, or why there is none."""
+    base = load_model(experiment, base_cell(experiment.config))
     importance = score_base(experiment, base, seed)
     scores = ranking_scores(experiment, base, importance, seed)
-    fits, fails, best = lower, min(larger), None
+    fits, fails, best = lower, upper, None
     for _ in range(SEARCH_STEPS):
         size = round((fits + fails) / 2, 4)
         plan = plan_of(_with_sizes(experiment, size), base, importance, scores)
-        candidate, supernet = _candidate(experiment, Supernet(trained.base, pipes_of(trained.base), plan), size, budget)
+        supernet = Supernet(trained.base, pipes_of(trained.base), plan)
+        candidate = _candidate(experiment, supernet, size, budget)
         if candidate.excess(budget):
             fails = size
         else:
-            fits, best = size, Between(candidate=candidate, supernet=supernet)
+            fits, best = size, Between(candidate=candidate, supernet=supernet, trained=False)
     if best is None or best.supernet.plan.params[best.candidate.size] == trained.plan.params[lower]:
         return f"no whole unit of a pipe fits between P = {lower:g} and the budget"
-    if not _nested(best.supernet, trained, lower, min(larger)):
+    if not _nested(best.supernet, trained, lower, upper):
         return "the importances came out otherwise here than where the supernet was trained, so that the sizes would not be nested"
     return best
 
 
-def _candidate(experiment: Experiment, supernet: Supernet, size: float, budget: dict[str, float]) -> tuple[Candidate, Supernet]:
+def _candidate(experiment: Experiment, supernet: Supernet, size: float, budget: dict[str, float]) -> Candidate:
+    """Returns a subnet of a supernet with what it costs, its quality not measured."""
     subnet = supernet.eval().extract(size)
     counts = {"params": float(count_params(subnet.parameters())), "macs": float(count_macs(subnet, experiment.image_shape).total)}
-    return Candidate(size=size, costs=counts | measured(experiment, subnet, budget), quality=None), supernet
+    return Candidate(size=size, costs=counts | measured(experiment, subnet, budget), quality=None)
 
 
 def _with_sizes(experiment: Experiment, size: float) -> Experiment:

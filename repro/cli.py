@@ -166,7 +166,7 @@ def _status(options: argparse.Namespace) -> int:
     experiment, methods = _experiment(options)
     while True:
         text = _status_text(options, experiment, methods)
-        print(f"\x1b[2J\x1b[H{text}" if options.watch else text, flush=True)
+        print(f"\x1b[2J\x1b[H{text}" if options.watch and sys.stdout.isatty() else text, flush=True)
         if not options.watch:
             return 0
         time.sleep(WATCH_SEC)

@@ -65,7 +65,7 @@ def save_subnet(experiment: Experiment, cell: Cell, subnet: nn.Module, base: nn.
         base: The whole network that it was cut from.
         out: The folder to make.
         onnx: Whether to put an ONNX file beside it.
-        recorded: Whether the cell is one of the grid.
+        recorded: Whether the cell is one of the grid, or of a size that was trained.
     """
     files: dict[str, bytes] = {}
     drawn = sample_images(experiment, subnet, cell)

@@ -1,7 +1,9 @@
 """What a folder says of the subnet in it: its model card."""
 
+import re
 from typing import Any
 
+from repro.errors import one_line
 from repro.harness.cells import Cell, Experiment
 from repro.harness.records import Record
 from repro.joint import joint_cell
@@ -93,14 +95,14 @@ def model_card(
         size=cell.size,
         how=how,
         **about,
-        quality=_quality(record),
-        latency=_latency(record),
-        training=_training(joint),
-        base=_base(joint),
+        quality=_plain(_quality(record)),
+        latency=_plain(_latency(record)),
+        training=_plain(_training(joint)),
+        base=_plain(_base(joint)),
         data=f"{experiment.images.name}, {len(experiment.images):,} images, sha256 {experiment.images.sha256}",
         config=experiment.config.name,
         config_sha256=experiment.config.sha256(),
-        versions=_versions(joint),
+        versions=_plain(_versions(joint)),
         folder=folder,
         steps=settings.sampler_steps,
         spacing=settings.spacing,
@@ -128,6 +130,11 @@ def _onnx(experiment: Experiment, folder: str, difference: float) -> str:
         steps=experiment.config.evaluation.sampler_steps,
         clean=f"np.clip({clean}, -1, 1)" if experiment.config.evaluation.clip_sample else clean,
     )
+
+
+def _plain(text: object) -> str:
+    """Returns a text of a record, without what Markdown would take for a column, code, a link, an image or HTML."""
+    return re.sub(r"[\\|`<\[\]]", r"\\\g<0>", one_line(str(text)))
 
 
 def _quality(record: Record | None) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from repro.errors import ReproError
 from repro.harness.cells import Cell, Experiment, Method, state_of
 from repro.harness.experiment import cells_to_run, check_writable, work_of
-from repro.harness.progress import say
+from repro.harness.progress import bar_style, say
 from repro.launch import MODULE, POLL_SEC, ended_with_this, last_words, start, threads_for
 
 
@@ -56,8 +55,8 @@ def run_side_by_side(
     waiting, failed = sorted(todo, key=lambda cell: -work[cell]), set[Cell]()
     running: dict[Cell, tuple[subprocess.Popen[bytes], Lane]] = {}
     processes: list[subprocess.Popen[bytes]] = []
-    form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    with ended_with_this(processes), tqdm(total=sum(work.values()), bar_format=form, leave=False, file=sys.stderr) as bar:
+    style = bar_style() | {"bar_format": "{desc}: {percentage:.0f} %, {remaining} left"}
+    with ended_with_this(processes), tqdm(total=sum(work.values()), **style) as bar:
         while waiting or running:
             for cell, (process, lane) in list(running.items()):
                 if process.poll() is not None:

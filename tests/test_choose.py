@@ -19,7 +19,9 @@ from PIL import Image
 from torch import nn
 
 from repro import onnx_export
+from repro.arguments import parser
 from repro.candidates import Quality, quality_of, with_widths, within_noise
+from repro.cli import main
 from repro.config import load_config
 from repro.errors import ReproError
 from repro.harness.cost import count_macs, peak_bytes
@@ -166,11 +168,24 @@ def test_quality_is_the_mean_over_seeds_with_its_standard_error():
         (["--max-params", "1M", "--out", "results"], ["--out results: something is there already"]),
     ],
 )
-def test_what_cannot_be_chosen_is_said_in_one_line(flow, arguments, says):
-    done = repro("choose", *arguments, cwd=flow.folder)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+def test_what_cannot_be_chosen_is_said_in_one_line(flow, arguments, says, monkeypatch, capsys):
+    monkeypatch.chdir(flow.folder)
+    assert main(["choose", "--config", str(TINY), "--set", SIZES, "--results", "results", "--runs", "runs", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and all(said in line for said in says), line
+
+
+@pytest.mark.parametrize("text", ["20X", "", "M", "much"])
+def test_a_count_that_is_none_is_refused(text, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["choose", "--max-params", text])
+    assert stop.value.code == 2
+    assert f"'{text}' is no count; write it as 20000000, 20M or 3.4G" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "count"), [("20M", 2e7), ("3.4G", 3.4e9), ("100k", 1e5), ("163985", 163985)])
+def test_a_count_may_have_a_suffix(text, count):
+    assert parser({"choose": (lambda _: 0, "summary")}).parse_args(["choose", "--max-params", text]).max_params == pytest.approx(count)
 
 
 def test_without_the_weights_a_choice_is_still_made_and_nothing_is_extracted(flow, tmp_path):
@@ -183,7 +198,29 @@ def test_without_the_weights_a_choice_is_still_made_and_nothing_is_extracted(flo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results"]
 
 
+def test_a_record_of_another_seed_and_configuration_is_refused(flow, tmp_path):
+    shutil.copytree(flow.folder / "results", tmp_path / "results")
+    record = flow.records["ofa-0.5"]
+    record = record | {"cell": record["cell"] | {"name": "ofa-0.5-seed1", "seed": 1}}
+    record = record | {"provenance": record["provenance"] | {"config_sha256": "0" * 64}}
+    (tmp_path / "results" / "tiny" / "ofa-0.5-seed1.json").write_text(json.dumps(record))
+    done = repro("choose", "--max-params", "1M", cwd=tmp_path)
+    assert done.returncode == 2 and "ofa-0.5-seed1.json: made by another configuration" in done.stderr
+
+
 # In between
+
+
+def test_a_trained_size_that_was_not_measured_is_offered_before_an_untrained_one(flow, tmp_path):
+    shutil.copytree(flow.folder / "results", tmp_path / "results")
+    (tmp_path / "results" / "tiny" / "ofa-0.75-seed0.json").unlink()
+    limit = flow.records["ofa-0.75"]["size"]["params"] + 1
+    done = repro("choose", "--max-params", limit, "--out", "taken", "--between", cwd=tmp_path, runs=flow.folder / "runs")
+    assert done.returncode == 0, done.stderr
+    assert table(done.stdout)[0.75][0] == "~"
+    assert "~ P = 0.75: in between, trained, but not measured" in done.stdout
+    assert sum(parameter.numel() for parameter in load_denoiser(tmp_path / "taken").parameters()) == limit - 1
+    assert "extracted without retraining" in (tmp_path / "taken" / "README.md").read_text()
 
 
 def test_a_size_in_between_is_the_largest_that_fits_marked_measured_and_nested(flow):

@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import pty
+import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
+from repro.harness import progress
 from repro.sizes import _published_near
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,6 +55,43 @@ def noise(tmp_path_factory):
     done = repro("run", "--methods", "noise", *folders(folder))
     assert done.returncode == 0, done.stderr
     return noise_record(folder).read_text()
+
+
+# Terminal or pipe
+
+
+def watched(folder, *, on_a_terminal):
+    """What `status --watch` writes until it has been interrupted."""
+    reader, writer = pty.openpty() if on_a_terminal else os.pipe()
+    command = [sys.executable, "-m", "repro", "status", "--watch", "--config", str(TINY), *map(str, folders(folder))]
+    with subprocess.Popen(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
+        os.close(writer)
+        seen = b""
+        while b"missing   (" not in seen:
+            seen += os.read(reader, 65536)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    os.close(reader)
+    return seen.decode()
+
+
+def test_what_only_a_terminal_obeys_is_written_to_a_terminal_alone(tmp_path):
+    assert watched(tmp_path, on_a_terminal=True).startswith("\x1b[2J\x1b[H")
+    assert "\x1b" not in watched(tmp_path, on_a_terminal=False)
+
+
+def test_a_bar_is_lines_where_there_is_no_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PLAIN_LINE_SEC", 0.0)
+    bar = tqdm(total=4, desc="[1/1] base-1-seed0 training", **progress.bar_style())
+    for _ in range(4):
+        bar.update(1)
+        bar.set_postfix_str("loss 0.5", refresh=False)
+    bar.close()
+    written = capsys.readouterr().err
+    assert "\r" not in written and "\x1b" not in written
+    assert any(
+        line.startswith("[1/1] base-1-seed0 training: 50 %, 2 of 4, ") and line.endswith("loss 0.5") for line in written.splitlines()
+    )
 
 
 # Help

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import stat
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from repro.errors import ReproError
 from repro.harness.lock import one_at_a_time
+from repro.harness.progress import bar_style
 from repro.harness.storage import write_atomically
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -95,14 +95,11 @@ def _labels(names: list[str]) -> npt.NDArray[np.int64]:
 
 def _decode(folder: Path, names: list[str], channels: int, size: int, target: Path) -> None:
     """Decodes images into an .npy file, one after another, so that any number of them fits into memory."""
-    interactive = sys.stderr.isatty()
-    bar = partial(
-        tqdm, total=len(names), desc=f"decoding {folder}", unit="img", leave=False, delay=3, mininterval=0.2 if interactive else 30
-    )
+    bar = partial(tqdm, total=len(names), desc=f"decoding {folder}", unit="img", delay=3)
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(names), size, size, channels)}
     with target.open("wb") as file, ThreadPoolExecutor() as pool:
         np.lib.format.write_array_header_1_0(file, header)
-        for pixels in bar(pool.map(lambda name: _image(folder / name, channels, size), names), dynamic_ncols=interactive):
+        for pixels in bar(pool.map(lambda name: _image(folder / name, channels, size), names), **bar_style()):
             file.write(pixels)
 
 

@@ -18,6 +18,7 @@ from repro.harness.storage import write_atomically
 
 HEARTBEAT = "heartbeat.json"
 HEARTBEAT_SEC = 1.0
+PLAIN_LINE_SEC = 30.0
 HOURS_A_YEAR = 24 * 365.25
 
 
@@ -109,16 +110,8 @@ class CellProgress:
         return None if None in known else sum(known)
 
     def _new_bar(self, total: int, done: int) -> Any:
-        interactive = sys.stderr.isatty()
-        return tqdm(
-            total=total,
-            initial=max(0, done - 1),
-            desc=f"{self._label} {self._stage}",
-            leave=False,
-            disable=distributed.rank() != 0,
-            mininterval=0.2 if interactive else 30,
-            dynamic_ncols=interactive,
-        )
+        about = f"{self._label} {self._stage}"
+        return tqdm(total=total, initial=max(0, done - 1), desc=about, disable=distributed.rank() != 0, **bar_style())
 
     def _write(self, done: int, total: int) -> None:
         if distributed.rank() != 0:
@@ -133,6 +126,27 @@ class CellProgress:
         kwh = None if drawn is None or self._earlier.kwh is None else self._earlier.kwh + distributed.ranks() * drawn
         beat |= {"device_seconds": self._clock.device_seconds(), "kwh": kwh, "devices": self.devices}
         write_atomically(self._folder / HEARTBEAT, json.dumps(beat).encode())
+
+
+class _Lines:
+    """A stream on which a bar writes whole lines and nothing that only a terminal understands."""
+
+    def write(self, text: str) -> None:
+        """Writes what is left of a text on a line of its own."""
+        if line := text.replace("\r", "").strip():
+            sys.stderr.write(f"{line}\n")
+
+    def flush(self) -> None:
+        """Passes on what was written."""
+        sys.stderr.flush()
+
+
+def bar_style() -> Any:
+    """Returns how a bar is drawn: in place on a terminal, as a plain line every half minute elsewhere."""
+    if sys.stderr.isatty():
+        return {"leave": False, "mininterval": 0.2, "dynamic_ncols": True}
+    form = "{desc}: {percentage:.0f} %, {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}"
+    return {"leave": False, "mininterval": PLAIN_LINE_SEC, "bar_format": form, "file": _Lines()}
 
 
 def read_heartbeat(folder: Path) -> dict[str, Any]:
