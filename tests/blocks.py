@@ -77,7 +77,8 @@ class Scratch:
     """A copy of the checkout as it stands, where every command is run once and its outcome kept."""
 
     def __init__(self, folder, table):
-        self.folder, self._table, self._done = folder / "checkout", table, {}
+        self.folder, self.programs, self._table, self._done = folder / "checkout", folder / "bin", table, {}
+        self.programs.mkdir()
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
         )
@@ -90,7 +91,7 @@ class Scratch:
                 (self.folder / block.file).write_text(block.text)
         apart = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "NOX", "WORLD", "RANK"))}
         self._environment = apart | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join([str(self.programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PYTHONPATH": str(self.folder),
             "XDG_CACHE_HOME": str(folder / "cache"),
             "OMP_NUM_THREADS": "1",

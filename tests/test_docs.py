@@ -23,8 +23,11 @@ JUDGED = {
     **{"classifier.steps": 4, "classifier.least_accuracy": 0, "classifier.width": 8},
 }
 TINY = BUDGET | JUDGED | {"importance.images": 32, "importance.batch_size": 32, "pruning.images": 4, "pruning.threshold": 0.99}
-# The network of CIFAR-10, narrow: its budget still takes a CPU months.
-NARROW = {"network.block_out_channels": [32, 64, 64, 64], "network.norm_num_groups": 8}
+# CIFAR-10 with a narrow network and few sizes: its budget still takes a CPU months.
+NARROW = {
+    **{"network.block_out_channels": [32, 64, 64, 64], "network.norm_num_groups": 8, "network.layers_per_block": 1},
+    **{"sizes.trained": [1.0, 0.25], "sizes.reported": [1.0, 0.25]},
+}
 
 
 def words(settings, flag="--set "):
@@ -41,22 +44,24 @@ CLUSTER = f"--config digits --results cluster/{{0}} --runs cluster/{{0}} --metho
 
 # command -> how it is run here, and how it then ends on a machine without a GPU; what is not in here runs as it is
 TABLE = {
-    LOCAL: Small(words=f"-- --sizes 0.5 {DIGITS}", says="FID"),
+    LOCAL: Small(words=f"-- --sizes 0.5 --methods floor,base,ofa,random {DIGITS}", says="fid_classifier"),
     "nox -s reproduce_digits -- --seeds 0,1,2": Small(words=f"--methods floor {DIGITS}", after=(LOCAL,)),
-    "nox -s reproduce_digits -- --config digits_transformer": Small(words=f"--methods base,ofa --sizes 0.5 {DIGITS}"),
+    "nox -s reproduce_digits -- --config digits_transformer": Small(words=f"--methods base {DIGITS}"),
     "nox -s baselines": Small(words=f"-- --methods magnitude --sizes 0.5 {DIGITS}", after=(LOCAL,)),
     "nox -s evidence": Small(words=f"-- --methods floor --seeds 0 {DIGITS}", after=(LOCAL,), says="Verdict"),
-    "nox -s reproduce_cifar10 -- --config cifar10_short": Small(code=2, says="it has no GPU"),
+    "nox -s reproduce_cifar10 -- --config cifar10_short": Small(words=f"--set hours=0.01 {NARROWED}", code=2, says="it has no GPU"),
     "nox -s reproduce_cifar10": Small(words=f"-- {NARROWED}", code=2, says=NO_GPU),
     "nox -s baselines -- --config cifar10": Small(words=NARROWED, code=1, says=NO_GPU),
     "python -m repro estimate --config cifar10": Small(words=NARROWED, says="PFLOP"),
     "python -m repro run --config cifar10_short --set trial=true ...": Small(
-        words=f"{COPY} {NARROWED} --methods base,ofa --sizes 0.25 --set evaluation.samples=4 --set evaluation.reference_images=32 "
+        words=f"{COPY} {NARROWED} --methods ofa --sizes 0.25 --set evaluation.samples=4 --set evaluation.reference_images=32 "
         "--set classifier.steps=2 --set classifier.width=8"
     ),
     EXTRACT: Small(words=DIGITS, after=(LOCAL,), says="subnet"),
     "python of README.md": Small(after=(EXTRACT,)),
     "python of docs/reproduce.md": Small(after=(LOCAL,)),
+    "python -m repro sizes --config digits": Small(words=DIGITS, after=(LOCAL,), says="0.75"),
+    "python -m repro sizes --config digits --allocation uniform": Small(words="--runs other", says="0.75"),
     "python -m repro status": Small(words=DIGITS, after=(LOCAL,), says="done"),
     "python -m repro run --config cifar10 --data-root cifar10 ...": Small(words=NARROWED, code=2, says=NO_GPU),
     "python -m repro run --config cifar10 --yes --ranks 8": Small(words=f"--ranks 2 {CLUSTER.format('ranks')}", says="2 ranks"),
@@ -70,7 +75,7 @@ TABLE = {
         words=f"--sizes 0.5 {DIGITS}", after=("python shapes.py",)
     ),
     "python -m paper_figures --results results/local --experiment shapes --show": Small(
-        after=("python -m repro run --config shapes.toml --methods floor,noise,base,ofa",), says="OFA"
+        after=("python -m repro run --config shapes.toml --methods floor,noise,base,ofa",), says="fid_classifier"
     ),
     "python -m repro run --methods base,ofa --set base.source=path ...": Small(
         words=f"--sizes 0.5 {DIGITS}", after=("python own_base.py",)
@@ -81,18 +86,20 @@ TABLE = {
     "python -m paper_figures --results results/local --experiment digits --show": Small(
         after=("python spread.py", "python cubic_law.py", "python cut_alone.py"), says="cubic"
     ),
-    "nox -s bench -- --only memory,start": Small(words="--rounds 1 --steps 1", says="peak memory"),
+    "nox -s bench -- --only memory": Small(words="--rounds 1 --steps 1", says="peak memory"),
 }
 
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory):
-    """A copy of the checkout with a copy of CIFAR-10, of noise, and a file of hosts, this one."""
+    """A copy of the checkout with a copy of CIFAR-10, of noise, and a file of hosts, this one, which its `ssh` reaches without a server."""
     scratch = Scratch(tmp_path_factory.mktemp("docs"), TABLE)
     (scratch.folder / "copy").mkdir()
     for name, count in (("train", 64), ("test", 16)):
         np.savez(scratch.folder / "copy" / f"{name}.npz", images=IMAGES[:count], labels=np.arange(count) % 10)
     (scratch.folder / "hosts").write_text("localhost slots=1\n")
+    (scratch.programs / "ssh").write_text('#!/bin/sh\nshift 3\nexec "$@"\n')  # -o OPTION HOST COMMAND
+    (scratch.programs / "ssh").chmod(0o755)
     return scratch
 
 
