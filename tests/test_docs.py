@@ -1,6 +1,7 @@
 """Every block of code in README.md and docs/ is run, heavy commands in small; and what the pages say of the code holds."""
 
 import ast
+import csv
 import hashlib
 import json
 import re
@@ -114,6 +115,18 @@ def test_the_block_runs(scratch, block):
         scratch.run(f"python {block.file}")
     elif block.language == "python":
         scratch.script(block)
+
+
+def test_a_law_a_criterion_and_a_method_of_ones_own_make_another_network_and_are_in_the_table(scratch):
+    scratch.run("python -m paper_figures --results results/local --experiment digits --show")
+    folder = scratch.folder / "results" / "local" / "digits"
+    names = ("cubic_joint", "ofa_joint", "spread-0.5", "random-0.5", "cut_alone-0.5")
+    cubic, linear, spread, random, cut = (json.loads((folder / f"{name}-seed0.json").read_text()) for name in names)
+    assert cubic["training"]["train_pflop"] != linear["training"]["train_pflop"]
+    assert spread["size"]["widths"] != random["size"]["widths"] or spread["quality"] != random["quality"]
+    assert cut["training"]["images"] == 32
+    methods = {row["method"] for row in csv.DictReader((folder / "tables" / "results.csv").read_text().splitlines())}
+    assert methods >= {"cubic", "spread", "cut_alone", "ofa"}
 
 
 def test_every_block_says_what_it_is():
