@@ -1,6 +1,7 @@
 """The recipes: how each baseline comes by its starting network; all then train through the harness's one loop."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from baselines import criteria
-from baselines.pruning import prune_to_params
+from baselines.pruning import Score, prune_to_params
 from repro.config import Pruning
 from repro.harness.data import Images, to_unit_range
 from repro.harness.denoiser import count_params
@@ -44,8 +45,16 @@ class Task:
     seed: int
 
 
-def starting_network(recipe: str, task: Task) -> nn.Module:
+Criterion = Callable[[Task], Score]
+
+
+def starting_network(recipe: str, task: Task, criterion: Criterion | None = None) -> nn.Module:
     """Returns the network that a recipe starts its training from.
+
+    Args:
+        recipe: One of `RECIPES`, or any name where a criterion is given.
+        task: What it works on.
+        criterion: Makes what scores the channels; it may put gradients on the task's base. None takes the recipe's own.
 
     Raises:
         ReproError: The size cannot be met.
@@ -55,19 +64,25 @@ def starting_network(recipe: str, task: Task) -> nn.Module:
     device = next(task.base.parameters()).device
     example = (torch.zeros(1, *task.images.pixels.shape[1:], device=device), torch.zeros(1, device=device))
     task.base.eval().zero_grad()
-    if recipe == "random":
-        return prune_to_params(task.base, task.params, criteria.random(task.seed), example)
-    if recipe == "diff_pruning":
-        _diff_pruning_gradients(task, device)
-        return prune_to_params(task.base, task.params, criteria.taylor(), example)
-    pruned = prune_to_params(task.base, task.params, criteria.magnitude(), example)
+    pruned = prune_to_params(task.base, task.params, criterion(task) if criterion else _own_score(recipe, task), example)
     if recipe == "scratch":
         _forget(pruned, task.seed)
     return pruned
 
 
-def _diff_pruning_gradients(task: Task, device: torch.device) -> None:
+def _own_score(recipe: str, task: Task) -> Score:
+    """Returns what a recipe scores channels by."""
+    if recipe == "random":
+        return criteria.random(task.seed)
+    if recipe == "diff_pruning":
+        _diff_pruning_gradients(task)
+        return criteria.taylor()
+    return criteria.magnitude()
+
+
+def _diff_pruning_gradients(task: Task) -> None:
     """Puts the summed gradients of one batch and one noise on the base, from t = 0 on."""
+    device = next(task.base.parameters()).device
     stream = generator(torch.device("cpu"), "diff-pruning", task.seed)
     chosen = torch.randperm(len(task.images), generator=stream)[: task.settings.images]
     clean = to_unit_range(task.images.pixels[chosen]).to(device)

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repro.config import Config
+from repro.config import Config, SamplingLaw
 from repro.errors import ReproError
 from repro.harness import distributed
 from repro.harness.cells import Cell, Experiment, Product, base_cell
@@ -20,7 +21,7 @@ from repro.harness.progress import CellProgress
 from repro.ofa.allocation import Plan, floor_units, kept_channels, rankings
 from repro.ofa.importance import Importance
 from repro.ofa.pipes import pipes_of
-from repro.ofa.sampling_law import draw_sizes, draw_widths, loss_weight
+from repro.ofa.sampling_law import Law, draw_sizes, draw_widths, loss_weight
 from repro.ofa.supernet import Supernet
 from repro.planning import plan_of, ranking_scores, score_base, size_of
 from repro.single import losses_of, train_alone
@@ -64,11 +65,15 @@ def check_shares(config: Config) -> None:
         )
 
 
-def _subnets_of_a_step(config: Config) -> int:
-    law = config.sampling_law
+def _subnets_of_a_step(config: Config, law: Law | None = None) -> int:
     if config.sizes.candidates == "open":
         return 1
-    return len(draw_sizes(config.sizes.trained, law=law.law, m=law.m, sandwich_random=law.sandwich_random, seed=0, step=0))
+    return len((law or _written(config.sampling_law))(config.sizes.trained, seed=0, step=0))
+
+
+def _written(settings: SamplingLaw) -> Law:
+    """Returns the sampling law that a configuration writes down."""
+    return partial(draw_sizes, law=settings.law, m=settings.m, sandwich_random=settings.sandwich_random)
 
 
 def load_supernet(experiment: Experiment, joint: Cell) -> Supernet:
@@ -86,8 +91,8 @@ def load_supernet(experiment: Experiment, joint: Cell) -> Supernet:
     return Supernet(base, pipes_of(base), plan).eval()
 
 
-def make_joint(experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress) -> Product:
-    """Trains the supernet: one run for all sizes."""
+def make_joint(experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress, law: Law | None = None) -> Product:
+    """Trains the supernet, one run for all sizes; `law` draws them in place of the configuration's sampling law."""
     config, settings = experiment.config, experiment.config.ofa_training
     base = load_model(experiment, base_cell(config)).to(distributed.device())
     pipes = pipes_of(base)
@@ -102,7 +107,7 @@ def make_joint(experiment: Experiment, cell: Cell, clock: Clock, report: CellPro
     if config.sizes.candidates == "open":
         draws = _open_set(experiment, supernet, scores, cell.seed)
     else:
-        draws = _chain(experiment, supernet, cell.seed)
+        draws = _chain(experiment, supernet, cell.seed, law or _written(config.sampling_law))
 
     def loss(module: nn.Module, batch: NoisyBatch, step: int) -> Tensor:
         drawn = draws(step)
@@ -123,20 +128,21 @@ def make_joint(experiment: Experiment, cell: Cell, clock: Clock, report: CellPro
         clock=clock,
         report=report,
         parts=supernet.skeletons,
-        subnets=_subnets_of_a_step(config),
+        subnets=_subnets_of_a_step(config, law),
         warm_up=_first_steps(draws, supernet.sizes, settings.steps) if config.compute.compile else (),
     )
     return Product(model=base, training=training, files={PLAN: plan.to_json().encode()})
 
 
-def _chain(experiment: Experiment, supernet: Supernet, seed: int) -> Callable[[int], list[Draw]]:
+def _chain(experiment: Experiment, supernet: Supernet, seed: int, law: Law) -> Callable[[int], list[Draw]]:
     """Returns what a step trains where the candidates are the chain of the trained sizes (the paper's restricted set)."""
-    law = experiment.config.sampling_law
+    written = experiment.config.sampling_law
     macs = {size: count_macs(supernet.extract(size), experiment.image_shape).total for size in supernet.sizes}
 
     def draws(step: int) -> list[Draw]:
-        sizes = draw_sizes(supernet.sizes, law=law.law, m=law.m, sandwich_random=law.sandwich_random, seed=seed, step=step)
-        return [Draw(subnet=size, macs=macs[size], weight=loss_weight(size, supernet.sizes, law=law.law, m=law.m)) for size in sizes]
+        sizes = law(supernet.sizes, seed=seed, step=step)
+        weights = [loss_weight(size, supernet.sizes, law=written.law, m=written.m) for size in sizes]
+        return [Draw(subnet=size, macs=macs[size], weight=weight) for size, weight in zip(sizes, weights, strict=True)]
 
     return draws
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from baselines.recipes import RECIPES, Task, starting_network
+from baselines.recipes import RECIPES, Criterion, Task, starting_network
 from repro.config import Config, changed
 from repro.harness import distributed
 from repro.harness.cells import Cell, Experiment, Method, Product, Variant, base_cell
@@ -18,6 +18,7 @@ from repro.harness.progress import CellProgress
 from repro.harness.randomness import derive_seed, generator
 from repro.joint import extracted, joint_cell, make_finetuned, make_joint, make_subnet
 from repro.ofa.pipes import pipes_of
+from repro.ofa.sampling_law import Law
 from repro.ofa.supernet import Supernet
 from repro.planning import params_at, plan_of, ranking_scores, score_base, size_of
 from repro.single import train_alone
@@ -44,8 +45,10 @@ def _make_untrained(experiment: Experiment, cell: Cell, clock: Clock, report: Ce
     return Product(model=model, realised=size_of(base, model))
 
 
-def _make_baseline(recipe: str, trained: bool, experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress) -> Product:
-    """Prunes the base to a size and, if asked to, trains what is left."""
+def _make_baseline(
+    recipe: str, trained: bool, experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress, criterion: Criterion | None = None
+) -> Product:
+    """Prunes the base to a size, by the recipe's criterion or another, and, if asked to, trains what is left."""
     config = experiment.config
     base = load_model(experiment, base_cell(config)).to(distributed.device())
     assert cell.size is not None, cell.name
@@ -59,7 +62,7 @@ def _make_baseline(recipe: str, trained: bool, experiment: Experiment, cell: Cel
     )
     report.stage("importance")
     with clock.phase("importance"):
-        model = starting_network(recipe, task)
+        model = starting_network(recipe, task, criterion)
     realised = size_of(base, model)
     if not trained:
         return Product(model=model, realised=realised)
@@ -110,8 +113,8 @@ def _varied(sizes: Callable[[Config], tuple[Any, ...]], variant: Variant | None)
     return lambda config: sizes(config) if changed(config, variant.changes(config)) != config else ()
 
 
-def _trained_once(name: str, summary: str, variant: Variant | None = None) -> list[Method]:
-    """Returns a method that trains one supernet for all sizes, and its joint training run."""
+def trained_once(name: str, summary: str, variant: Variant | None = None, law: Law | None = None) -> list[Method]:
+    """Returns a method that trains one supernet for all sizes, and its joint training run; `law` draws the sizes of its steps."""
 
     def needs_joint(_config: Config, cell: Cell) -> tuple[Cell, ...]:
         return (joint_cell(cell, name),)
@@ -120,7 +123,7 @@ def _trained_once(name: str, summary: str, variant: Variant | None = None) -> li
         name=f"{name}_joint",
         summary=f"{summary}: the one training run for all sizes",
         sizes=_varied(_sizeless, variant),
-        make=make_joint,
+        make=partial(make_joint, law=law),
         needs=_needs_base,
         budget=lambda _config: "ofa_training",
         judged=False,
@@ -141,8 +144,8 @@ def _trained_once(name: str, summary: str, variant: Variant | None = None) -> li
     return [joint, subnets]
 
 
-def _trained_alone(name: str, recipe: str, summary: str, variant: Variant | None = None) -> Method:
-    """Returns a method that prunes and trains every size alone."""
+def trained_alone(name: str, recipe: str, summary: str, variant: Variant | None = None, criterion: Criterion | None = None) -> Method:
+    """Returns a method that prunes and trains every size alone; `criterion` scores the channels in place of the recipe's own."""
     # At size 1 nothing is pruned: the recipes that inherit weights would be one run under several names; diff_pruning holds it. A
     # threshold changes nothing there either.
     own_whole = recipe == "scratch" or (recipe == "diff_pruning" and (variant is None or variant.factor != "threshold"))
@@ -150,7 +153,7 @@ def _trained_alone(name: str, recipe: str, summary: str, variant: Variant | None
         name=name,
         summary=summary,
         sizes=_varied(_reported if own_whole else _pruned, variant),
-        make=partial(_make_baseline, recipe, True),
+        make=partial(_make_baseline, recipe, True, criterion=criterion),
         needs=_needs_base,
         budget=lambda _config: "baseline_training",
         scores="diff_pruning" if recipe == "diff_pruning" else "",
@@ -186,10 +189,10 @@ BASE = Method(
     budget=lambda config: "base_training" if config.base.source == "train" else "",
     prunes="pipes",
 )
-THE_METHOD = _trained_once("ofa", "OFA-Diffusion")
-BASELINES = [_trained_alone(recipe, recipe, summary) for recipe, summary in RECIPES.items()]
+THE_METHOD = trained_once("ofa", "OFA-Diffusion")
+BASELINES = [trained_alone(recipe, recipe, summary) for recipe, summary in RECIPES.items()]
 VARIANTS = [
-    *(method for name, variant in TRAINED_ONCE.items() for method in _trained_once(name, _title(variant), variant)),
+    *(method for name, variant in TRAINED_ONCE.items() for method in trained_once(name, _title(variant), variant)),
     Method(
         name="ofa_finetuned",
         summary=_title(FINETUNED),
@@ -201,6 +204,6 @@ VARIANTS = [
         prunes="pipes",
         variant=FINETUNED,
     ),
-    *(_trained_alone(name, variant.of, _title(variant), variant) for name, variant in TRAINED_ALONE.items()),
+    *(trained_alone(name, variant.of, _title(variant), variant) for name, variant in TRAINED_ALONE.items()),
 ]
 METHODS = {method.name: method for method in [*CONTROLS, BASE, *THE_METHOD, *BASELINES, *VARIANTS]}

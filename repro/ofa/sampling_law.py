@@ -4,8 +4,16 @@ The sizes of a step depend on (seed, step) alone, never on a rank's state, so al
 """
 
 import random
+from typing import Protocol
 
 from repro.errors import ReproError
+
+
+class Law(Protocol):
+    """Draws the sizes that a step trains; every step as many."""
+
+    def __call__(self, sizes: tuple[float, ...], *, seed: int, step: int) -> tuple[float, ...]:
+        """Draws from the trained sizes, as a function of its arguments alone: all ranks must draw alike."""
 
 
 def linear_law(sizes: tuple[float, ...], m: float) -> tuple[float, ...]:
