@@ -149,18 +149,20 @@ class _Gather(torch.autograd.Function):
 
 def _select(tensor: Tensor, dimension: int, kept: Tensor, width: int) -> Tensor:
     """Returns the kept channels of a tensor, from each of the runs of `width` channels that its dimension holds."""
-    if tensor.shape[dimension] == width:
-        return tensor.index_select(dimension, kept)
-    runs: Tensor = tensor.unflatten(dimension, (-1, width))
-    return runs.index_select(dimension + 1, kept).flatten(dimension, dimension + 1)
+    if tensor.shape[dimension] > width:
+        runs: Tensor = tensor.unflatten(dimension, (-1, width))
+        return _select(runs, dimension + 1, kept, width).flatten(dimension, dimension + 1)
+    return tensor.index_select(dimension, kept)
 
 
 def _spread(gradient: Tensor, dimension: int, places: Tensor, kept: int) -> Tensor:
     """Returns the gradient of the whole tensor: that of the kept channels at their places, and zeros."""
-    runs = gradient.unflatten(dimension, (-1, kept))
-    shape = list(runs.shape)
-    shape[dimension + 1] = 1
-    return torch.cat([runs, runs.new_zeros(shape)], dimension + 1).index_select(dimension + 1, places).flatten(dimension, dimension + 1)
+    if gradient.shape[dimension] > kept:
+        runs: Tensor = gradient.unflatten(dimension, (-1, kept))
+        return _spread(runs, dimension + 1, places, kept).flatten(dimension, dimension + 1)
+    shape = list(gradient.shape)
+    shape[dimension] = 1
+    return torch.cat([gradient, gradient.new_zeros(shape)], dimension).index_select(dimension, places)
 
 
 def _places(kept: Tensor, width: int) -> Tensor:
