@@ -317,7 +317,7 @@ def test_extracted_subnet_is_loaded_and_sampled_as_its_card_says(flow, extracted
     params = flow.records["ofa-0.5-seed0"]["size"]["params"]
     assert f"| {params:,} of the base's 44,969 |" in card
     assert f"fid_classifier {flow.records['ofa-0.5-seed0']['quality']['mean']:.2f}" in card
-    assert not [path for path in extracted.rglob("*") if path.is_file() and path.suffix not in (".safetensors", ".json", ".md")]
+    assert not [path for path in extracted.rglob("*") if path.is_file() and path.suffix not in (".safetensors", ".json", ".md", ".png")]
 
 
 def test_extracted_subnet_computes_what_the_supernet_does_bit_for_bit(flow, extracted):
