@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,14 +104,22 @@ class Scratch:
         keys = [key for key in self._table if command == key or (key.endswith(" ...") and command.startswith(key[:-3]))]
         return self._table[keys[0]] if keys else Small()
 
+    def begin(self, pool, commands):
+        """Begins commands that share nothing with others, one after the other, while others run."""
+        self._done |= {command: pool.submit(self._ended, command) for command in commands}
+
+    def _ended(self, command):
+        small = self.small(command)
+        return self._shell(f"{command.replace(*small.swap)} {small.words}".strip(), stopped=small.stopped)
+
     def run(self, command):
         """Runs a command, unless that has been done, and checks how it ends."""
         if command not in self._done:
-            small = self.small(command)
-            for earlier in small.after:
+            for earlier in self.small(command).after:
                 self.run(earlier)
-            self._done[command] = self._shell(f"{command.replace(*small.swap)} {small.words}".strip(), stopped=small.stopped)
-        code, said, seconds = self._done[command]
+            self._done[command] = Future()
+            self._done[command].set_result(self._ended(command))
+        code, said, seconds = self._done[command].result()
         expected = self.small(command)
         end = "\n".join(said.splitlines()[-40:])
         assert code == expected.code, f"{command}\nended with {code}, not {expected.code}, after {seconds:.0f} s:\n{end}"

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -109,9 +110,14 @@ def scratch(tmp_path_factory):
     (scratch.folder / "hosts").write_text("localhost slots=1\n")
     (scratch.programs / "ssh").write_text("#!/bin/sh\necho 127.0.0.1\n")  # DeepSpeed asks whether it answers, and for its address
     (scratch.programs / "ssh").chmod(0o755)
-    return scratch
+    commands = (command for block in BLOCKS if block.language == "bash" for command in block.commands)
+    with ThreadPoolExecutor(1) as pool:
+        scratch.begin(pool, dict.fromkeys(command for command in commands if "cifar10" in command))
+        yield scratch
+        pool.shutdown(cancel_futures=True)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_the_block_runs(scratch, block):
     if block.language == "bash":
