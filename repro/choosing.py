@@ -144,7 +144,17 @@ def _between(experiment: Experiment, budget: dict[str, float], seed: int, found:
     joint = joint_cell(Cell(method=METHOD, size=lower, seed=seed))
     if not (is_made(experiment, joint) and is_made(experiment, base_cell(experiment.config))):
         return f"a size in between needs the trained weights, which do not lie in {experiment.runs}"
-    trained, best = load_supernet(experiment, joint), None
+    try:
+        return _trained_between(experiment, budget, load_supernet(experiment, joint), lower, upper, seed)
+    except ReproError as error:  # a choice among the records needs no weights
+        return f"a size in between needs the trained weights: {error}"
+
+
+def _trained_between(
+    experiment: Experiment, budget: dict[str, float], trained: Supernet, lower: float, upper: float, seed: int
+) -> Between | str:
+    """Returns the largest trained size that fits and was not measured, or else the largest untrained one, or why there is none."""
+    best = None
     for size in sorted(size for size in trained.sizes if lower < size < upper):  # trained, but not among those that are measured
         candidate = _candidate(experiment, trained, size, budget)
         if candidate.excess(budget):

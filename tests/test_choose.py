@@ -208,6 +208,21 @@ def test_a_record_of_another_seed_and_configuration_is_refused(flow, tmp_path):
     assert done.returncode == 2 and "ofa-0.5-seed1.json: made by another configuration" in done.stderr
 
 
+def test_weights_of_another_configuration_bar_no_choice_among_the_records(flow, tmp_path):
+    shutil.copytree(flow.folder / "results", tmp_path / "results")
+    made = flow.runs / "ofa_joint-seed0" / "made.json"
+    assert made.is_file(), sorted(path.name for path in made.parent.iterdir())
+    shutil.copytree(flow.runs, tmp_path / "runs" / "tiny", ignore=shutil.ignore_patterns("samples"))
+    (tmp_path / "runs" / "tiny" / "ofa_joint-seed0" / "made.json").write_text(
+        made.read_text().replace("ofa_joint-seed0 of", "ofa_joint-seed0 of another")
+    )
+    limit = flow.records["ofa-0.5"]["size"]["params"]
+    done = repro("choose", "--max-params", limit, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "take P = 0.5 of seed 0" in done.stdout
+    assert "In between: a size in between needs the trained weights: " in done.stdout and "made by another configuration" in done.stdout
+
+
 # In between
 
 
