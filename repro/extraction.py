@@ -18,6 +18,7 @@ from repro.planning import size_of
 
 GRID = (4, 4)  # rows and columns of the sample images
 LEAST_SIDE = 64  # pixels of an image in the grid; smaller ones are enlarged without smoothing
+EDGE = 2  # pixels
 
 
 def extract_subnet(experiment: Experiment, *, size: float, seed: int, out: Path, onnx: bool = False) -> Path:
@@ -101,9 +102,10 @@ def sample_images(experiment: Experiment, subnet: nn.Module, cell: Cell) -> Tens
 
 
 def grid_png(pixels: Tensor) -> bytes:
-    """Returns images, uint8 [N, C, H, W], as one PNG in rows."""
+    """Returns images, uint8 [N, C, H, W], as one PNG in rows, with a white edge around each."""
     scale = max(1, LEAST_SIDE // pixels.shape[-1])
     enlarged = pixels.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    enlarged = nn.functional.pad(enlarged, (EDGE, EDGE, EDGE, EDGE), value=255)
     columns = min(GRID[1], len(enlarged))
     rows = [torch.cat(list(row), dim=2) for row in enlarged[: len(enlarged) // columns * columns].split(columns)]
     grid = torch.cat(rows, dim=1)

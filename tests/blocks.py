@@ -17,6 +17,11 @@ FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 LIMIT_SEC = 280
 
 
+def heed_interrupts():
+    """Lets a child end at Ctrl-C, also where the tests themselves run in the background of a shell, which ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Block:
     """A fenced block; its first line may be a comment that names its file."""
@@ -149,6 +154,7 @@ class Scratch:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=heed_interrupts,  # noqa: PLW1509  (it sets a signal and no more)
         ) as process:
             try:
                 first = process.stdout.readline() if stopped else ""

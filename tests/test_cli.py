@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from blocks import heed_interrupts
 from tqdm import tqdm
 
 from repro.harness import progress
@@ -64,7 +65,8 @@ def watched(folder, *, on_a_terminal):
     """What `status --watch` writes until it has been interrupted."""
     reader, writer = pty.openpty() if on_a_terminal else os.pipe()
     command = [sys.executable, "-m", "repro", "status", "--watch", "--config", str(TINY), *map(str, folders(folder))]
-    with subprocess.Popen(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
+    about = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "preexec_fn": heed_interrupts}
+    with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, **about) as process:
         os.close(writer)
         seen = b""
         while b"missing   (" not in seen:

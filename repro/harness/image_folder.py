@@ -95,11 +95,11 @@ def _labels(names: list[str]) -> npt.NDArray[np.int64]:
 
 def _decode(folder: Path, names: list[str], channels: int, size: int, target: Path) -> None:
     """Decodes images into an .npy file, one after another, so that any number of them fits into memory."""
-    bar = partial(tqdm, total=len(names), desc=f"decoding {folder}", unit="img", delay=3)
+    bar = partial(tqdm, total=len(names), desc=f"decoding {folder}", unit="img")
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(names), size, size, channels)}
     with target.open("wb") as file, ThreadPoolExecutor() as pool:
         np.lib.format.write_array_header_1_0(file, header)
-        for pixels in bar(pool.map(lambda name: _image(folder / name, channels, size), names), **bar_style()):
+        for pixels in bar(pool.map(lambda name: _image(folder / name, channels, size), names), **{"delay": 3} | bar_style()):
             file.write(pixels)
 
 

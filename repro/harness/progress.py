@@ -146,7 +146,7 @@ def bar_style() -> Any:
     if sys.stderr.isatty():
         return {"leave": False, "mininterval": 0.2, "dynamic_ncols": True}
     form = "{desc}: {percentage:.0f} %, {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}"
-    return {"leave": False, "mininterval": PLAIN_LINE_SEC, "bar_format": form, "file": _Lines()}
+    return {"leave": False, "mininterval": PLAIN_LINE_SEC, "delay": PLAIN_LINE_SEC, "bar_format": form, "file": _Lines()}
 
 
 def read_heartbeat(folder: Path) -> dict[str, Any]:
