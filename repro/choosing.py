@@ -10,6 +10,7 @@ from repro.extraction import check_new, extract_subnet, save_subnet
 from repro.harness.cells import Cell, Experiment, base_cell
 from repro.harness.clock import Clock
 from repro.harness.cost import count_macs, count_params
+from repro.harness.distributed import device
 from repro.harness.evaluation import draw_samples, judge
 from repro.harness.experiment import is_made, load_model
 from repro.harness.progress import CellProgress
@@ -166,7 +167,7 @@ def _trained_between(
 
 def _untrained(experiment: Experiment, budget: dict[str, float], seed: int, trained: Supernet, lower: float, upper: float) -> Between | str:
     """Returns the largest size that fits between two trained ones, of which the larger does not, or why there is none."""
-    base = load_model(experiment, base_cell(experiment.config))
+    base = load_model(experiment, base_cell(experiment.config)).to(device())
     importance = score_base(experiment, base, seed)
     scores = ranking_scores(experiment, base, importance, seed)
     fits, fails, best = lower, upper, None

@@ -1,5 +1,6 @@
 """From a trained supernet to a folder in somebody's hands: the answer of `python -m repro extract`."""
 
+import copy
 import io
 from pathlib import Path
 
@@ -8,10 +9,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from repro.errors import ReproError
+from repro.harness.arithmetic import laid_out
 from repro.harness.cells import Cell, Experiment
 from repro.harness.cost import count_macs, count_params
 from repro.harness.denoiser import load_pipeline, save_denoiser
 from repro.harness.diffusion import image_noise, predictor, sample_pixels, sampling_scheduler
+from repro.harness.distributed import device
 from repro.joint import joint_cell, load_supernet
 from repro.model_card import model_card
 from repro.planning import size_of
@@ -98,7 +101,8 @@ def sample_images(experiment: Experiment, subnet: nn.Module, cell: Cell) -> Tens
     """Returns the first images of a subnet at a seed, as its record's samples begin, uint8 [N, C, H, W]."""
     settings, count = experiment.config.evaluation, GRID[0] * GRID[1]
     noise = image_noise(range(min(count, settings.samples)), experiment.image_shape, cell.seed, settings.sampling_seeds[0])
-    return sample_pixels(predictor(subnet.eval()), experiment.schedule, noise, settings)
+    model = laid_out(copy.deepcopy(subnet), experiment.config.compute, device()).eval()
+    return sample_pixels(predictor(model), experiment.schedule, noise.to(device()), settings)
 
 
 def grid_png(pixels: Tensor) -> bytes:
