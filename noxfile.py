@@ -36,7 +36,7 @@ nox.options.sessions = ["lint", "tests"]
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests, about a quarter of an hour on two cores."""
+    """Run the tests, about twenty minutes on two cores."""
     session.run(_python(session, "tests"), "-m", "pytest", "-n", "2", "--dist", "loadfile", *session.posargs)
 
 
