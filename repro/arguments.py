@@ -112,9 +112,9 @@ def _add_options(name: str, verb: argparse.ArgumentParser) -> None:
         verb.add_argument("--max-latency-ms", type=float, metavar="MS", help="the longest forward pass of one image, measured here")
         verb.add_argument("--max-memory-mb", type=float, metavar="MB", help="the most memory: weights and activations of one image")
         verb.add_argument("--seed", type=int, default=0, metavar="K", help="the seed of the joint training run (default: 0)")
-        verb.add_argument("--measure", action="store_true", help="measure the quality of the untrained size in between")
+        verb.add_argument("--measure", action="store_true", help="measure the quality of the size in between")
         verb.add_argument("--out", type=Path, metavar="DIR", help="extract it, into a folder to make")
-        verb.add_argument("--between", action="store_true", help="with --out: take the untrained size in between")
+        verb.add_argument("--between", action="store_true", help="with --out: take the size in between")
         verb.add_argument("--onnx", action="store_true", help="with --out: put an ONNX file beside it, checked in onnxruntime")
     if name == "extract":
         verb.add_argument("--size", type=float, required=True, metavar="P", help="one of the trained sizes")

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,12 +64,12 @@ class Candidate:
         return [f"more than {amount(key, budget[key])}" for key in UNITS if key in budget and self.costs[key] > budget[key]]
 
 
-def recorded(experiment: Experiment, method: str) -> list[Record]:
-    """Returns the measured records of a method."""
+def recorded(experiment: Experiment, methods: Collection[str]) -> list[Record]:
+    """Returns the measured records of some methods; the folder is read once."""
     return [
         record
         for record in read_records(experiment.results)
-        if record["status"] == "done" and record["cell"]["method"] == method and record.get("quality") and record.get("size")
+        if record["status"] == "done" and record["cell"]["method"] in methods and record.get("quality") and record.get("size")
     ]
 
 
@@ -93,16 +93,18 @@ def candidates(experiment: Experiment, method: str, seed: int, budget: dict[str,
     Raises:
         ReproError: A record is corrupt, or another configuration made it.
     """
-    records = recorded(experiment, method)
+    records = recorded(experiment, (method,))
     quality, found = qualities(records), []
     for record in records:
         cell = record["cell"]
         experiment.record(Cell(method=method, size=cell["size"], seed=cell["seed"]))  # refuses those of another configuration
         if cell["seed"] != seed:
             continue
-        counts = {"params": record["size"]["params"], "macs": record["size"]["macs"]}
-        model = with_widths(build_base(experiment.config.denoiser, seed=0), record["size"]["widths"])
-        found.append(Candidate(size=cell["size"], costs=counts | measured(experiment, model, budget), quality=quality[cell["size"]]))
+        costs = {"params": record["size"]["params"], "macs": record["size"]["macs"]}
+        if budget.keys() & {"latency_ms", "memory_mb"}:
+            model = with_widths(build_base(experiment.config.denoiser, seed=0), record["size"]["widths"])
+            costs |= measured(experiment, model, budget)
+        found.append(Candidate(size=cell["size"], costs=costs, quality=quality[cell["size"]]))
     return sorted(found, key=lambda candidate: -candidate.size)
 
 
@@ -122,7 +124,7 @@ def measured(experiment: Experiment, model: nn.Module, budget: dict[str, float])
     return costs
 
 
-def rivals(experiment: Experiment, methods: Iterable[str], chosen: Candidate, budget: dict[str, float]) -> list[dict[str, Any]]:
+def rivals(experiment: Experiment, methods: Collection[str], chosen: Candidate, budget: dict[str, float]) -> list[dict[str, Any]]:
     """Returns networks of other methods that score better within the same counts, best first, with the training that each took.
 
     Only parameters and MACs are compared, and only records of the same metric and as many samples.
@@ -132,8 +134,9 @@ def rivals(experiment: Experiment, methods: Iterable[str], chosen: Candidate, bu
     if not budget.keys() & limits.keys():
         limits = {key: 1.02 * chosen.costs[key] for key in limits}
     settings, found = experiment.config.evaluation, []
+    comparable = [record for record in recorded(experiment, methods) if _comparable(record, settings.metric, settings.samples)]
     for method in methods:
-        records = [record for record in recorded(experiment, method) if _comparable(record, settings.metric, settings.samples)]
+        records = [record for record in comparable if record["cell"]["method"] == method]
         for size, quality in qualities(records).items():
             first = next(record for record in records if record["cell"]["size"] == size)
             fits = all(first["size"][key] <= limit for key, limit in limits.items())

@@ -5,7 +5,7 @@ from repro.choosing import METHOD, Choice
 from repro.harness.cells import Experiment
 from repro.harness.provenance import device_name
 
-RIVALS = ("diff_pruning", "magnitude", "random", "scratch", "slimmable")
+RIVALS = ("diff_pruning", "magnitude", "random", "scratch")  # each size trained alone
 TITLES = {"params": "params", "macs": "MACs", "latency_ms": "ms", "memory_mb": "MB"}
 MEMORY = "MB: weights and the most activations alive at once in one forward pass on one image, float32."
 

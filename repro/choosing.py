@@ -58,7 +58,7 @@ class Choice:
 
 
 def choose(experiment: Experiment, budget: dict[str, float], *, seed: int) -> Choice:
-    """Picks the recorded subnet of the lowest mean metric within a budget, and the largest untrained one above it.
+    """Picks the recorded subnet of the lowest mean metric within a budget, and the largest one between two recorded sizes.
 
     Args:
         experiment: The configuration and its folders.
@@ -89,7 +89,7 @@ def choose(experiment: Experiment, budget: dict[str, float], *, seed: int) -> Ch
 
 
 def take(experiment: Experiment, choice: Choice, *, out: Path, between: bool, onnx: bool) -> Path:
-    """Extracts what was chosen, or the untrained size above it.
+    """Extracts what was chosen, or the size in between.
 
     Raises:
         ReproError: There is no size in between, nothing was trained here, or the folder is in the way.
@@ -111,13 +111,13 @@ def measure_between(experiment: Experiment, choice: Choice) -> Choice:
     Raises:
         ReproError: There is no size in between.
     """
-    untrained = _needed(choice)
-    size = untrained.candidate.size
+    found = _needed(choice)
+    size = found.candidate.size
     cell = Cell(method="between", size=size, seed=choice.seed)
     shutil.rmtree(experiment.folder(cell), ignore_errors=True)  # the samples of another supernet may lie there
     report = CellProgress(cell.name, Clock(), experiment.folder(cell), experiment.identity(cell))
     try:
-        sets = draw_samples(experiment, untrained.supernet.extract(size), cell, report)
+        sets = draw_samples(experiment, found.supernet.extract(size), cell, report)
         quality = judge(experiment, sets, experiment.images.pixels, report, sampled=True)
     finally:
         report.close()
@@ -125,12 +125,12 @@ def measure_between(experiment: Experiment, choice: Choice) -> Choice:
     for key in COMPARED:
         if recorded and recorded["quality"].get(key) != quality[key]:
             raise ReproError(f"--measure: its {key} is not that of the records, so that the values cannot be compared; run the cells again")
-    measured_one = replace(untrained.candidate, quality=quality_of([quality["values"]]))
-    return replace(choice, between=replace(untrained, candidate=measured_one))
+    candidate = replace(found.candidate, quality=quality_of([quality["values"]]))
+    return replace(choice, between=replace(found, candidate=candidate))
 
 
 def _needed(choice: Choice) -> Between:
-    """Returns the untrained size, where there is one."""
+    """Returns the size in between, where there is one."""
     if isinstance(choice.between, str):
         raise ReproError(f"--between, --measure: {choice.between}")
     return choice.between

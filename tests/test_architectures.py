@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, UNet2DConditionModel
 
-from repro.config import Config, Diffusion, Network, Transformer, load_config
+from repro.config import Diffusion, Network, Transformer, load_config
 from repro.errors import ReproError
 from repro.harness.cost import count_macs, pipe_macs
 from repro.harness.denoiser import as_pruned, build_base, channel_widths, load_denoiser, load_pipeline, save_denoiser
@@ -337,4 +337,3 @@ def test_an_adapter_of_one_s_own_is_enough_for_the_supernet():
     supernet, values = Supernet(model, (pipe,), plan), torch.randn(4, 3)
     assert torch.equal(supernet(0.5, values), supernet.extract(0.5)(values))
     assert plan.kept[0.5]["hidden"] == (4, 5, 6, 7)
-    assert isinstance(load_config("digits"), Config)
