@@ -55,7 +55,7 @@ def test_phases_add_up_to_the_wall_time():
         time.sleep(0.15)
     seconds = clock.seconds()
     wall = time.monotonic() - begun
-    assert set(seconds) == {"prepare", "importance", "train", "checkpoint", "lost", "evaluate"}
+    assert set(seconds) == {"start", "prepare", "importance", "train", "checkpoint", "lost", "evaluate"}
     assert sum(seconds.values()) == pytest.approx(wall, rel=0.02)
     assert sum(clock.seconds().values()) == pytest.approx(wall, rel=0.02)
     assert seconds["train"] >= 0.3  # what is nested is not counted twice
@@ -81,8 +81,20 @@ def test_unknown_phase_is_a_broken_invariant():
         pass
 
 
-def test_clock_counts_from_the_start_that_it_is_given():
-    assert Clock(time.monotonic() - 5).seconds()["prepare"] == pytest.approx(5, rel=0.02)
+def test_what_lies_before_the_first_cell_is_the_phase_start_and_in_no_total():
+    clock = Clock(time.monotonic() - 5)
+    time.sleep(0.1)
+    seconds = clock.seconds()
+    assert seconds["start"] == pytest.approx(5, rel=0.02)
+    assert 0.1 <= seconds["prepare"] < 1
+    assert training_overhead(seconds) == pytest.approx(seconds["prepare"])
+
+
+def test_the_start_of_a_life_that_was_lost_is_kept_as_start():
+    clock = Clock(time.monotonic() - 5)
+    clock.resume(seconds_of(start=4, train=10), seconds_of(start=7, train=12, evaluate=1))
+    seconds = clock.seconds()
+    assert (seconds["start"], seconds["train"], seconds["lost"], seconds["evaluate"]) == (pytest.approx(12, abs=0.1), 10, 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +112,7 @@ def test_resume_adds_what_was_saved_and_counts_what_was_lost(last_seen, lost, ev
     clock.resume(seconds_of(prepare=2, importance=1, train=10, checkpoint=1, evaluate=3), last_seen)
     seconds = clock.seconds()
     assert seconds.pop("prepare") == pytest.approx(2, abs=0.1)
-    assert seconds == {"importance": 1, "train": 10, "checkpoint": 1, "lost": lost, "evaluate": evaluate}
+    assert seconds == {"start": 0, "importance": 1, "train": 10, "checkpoint": 1, "lost": lost, "evaluate": evaluate}
 
 
 def test_a_run_that_goes_on_with_another_number_of_ranks_keeps_its_device_hours():
@@ -117,8 +129,9 @@ def test_device_hours_count_every_rank():
     assert training_overhead(hours) == 2.0
 
 
-def test_training_overhead_is_every_phase_but_evaluate():
-    phases = dict(zip(("prepare", "importance", "train", "checkpoint", "lost", "evaluate"), (1, 2, 4, 8, 16, 32), strict=True))
+def test_training_overhead_is_every_phase_but_start_and_evaluate():
+    phases = dict(zip(("prepare", "importance", "train", "checkpoint", "lost", "evaluate", "start"), (1, 2, 4, 8, 16, 32, 64), strict=True))
+    assert set(phases) == set(PHASES)
     assert training_overhead(phases) == 31
 
 

@@ -37,7 +37,7 @@ KEYS = {
     *("schema_version", "experiment", "trial", "cell", "status", "reason", "delivered_by", "starts_from", "base"),
     *("variant", "size", "training", "quality", "latency", "samples", "cost", "provenance"),
 }
-SIX_PHASES = {"prepare", "importance", "train", "checkpoint", "lost", "evaluate"}
+PHASES = {"start", "prepare", "importance", "train", "checkpoint", "lost", "evaluate"}
 SIZED = [name for name in CELLS if name.count("-") == 2]
 TRAINED = ["base-1-seed0", "ofa_joint-seed0", *(name for name in CELLS if name.startswith(BASELINES))]
 
@@ -128,8 +128,11 @@ def test_record_is_complete(flow, name):
     assert provenance["packages"]["torch"] == torch.__version__
     assert f"--methods {record['cell']['method']}" in provenance["command"]
     cost = record["cost"]
-    assert set(cost["phases_device_hours"]) == SIX_PHASES
+    assert set(cost["phases_device_hours"]) == PHASES
     assert cost["ranks"] == 1
+    assert set(cost["busy"]) == {"load_average", "cores", "cpu_share", "marked"}
+    assert cost["busy"]["load_average"] > 0 and 0 < cost["busy"]["cpu_share"] < 1.2 and cost["busy"]["cores"] == os.cpu_count()
+    assert cost["busy"]["marked"] in (True, False)
     assert (cost["gpu_hours"] is None) == (cost["device"] == "cpu")
     assert cost["peak_memory_gib"] is None or 0.05 < cost["peak_memory_gib"] < 8
 
@@ -161,7 +164,7 @@ def test_network_is_described_and_judged(flow, name):
 def test_phases_sum_to_the_training_overhead_and_evaluation(flow):
     for record in flow.records.values():
         phases = record["cost"]["phases_device_hours"]
-        assert sum(phases.values()) == pytest.approx(record["cost"]["device_hours"] + phases["evaluate"])
+        assert sum(phases.values()) == pytest.approx(record["cost"]["device_hours"] + phases["start"] + phases["evaluate"])
         assert phases["lost"] == 0
         assert phases["prepare"] > 0
         assert (phases["train"] > 0) == (record["cell"]["name"] in TRAINED)

@@ -2,31 +2,39 @@
 
     device_hours = ranks * wall seconds of the slowest rank / 3600
 
-The clock is always in exactly one phase. Training overhead is every phase but `evaluate`.
+The clock is always in exactly one phase. Training overhead is every phase but `start` and `evaluate`: a process starts once, however many
+cells it runs, and a network is judged for the sake of the comparison.
 """
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PHASES = ("prepare", "importance", "train", "checkpoint", "lost", "evaluate")
+from repro.harness.busy import BusyMeter
+
+PHASES = ("start", "prepare", "importance", "train", "checkpoint", "lost", "evaluate")
+NOT_CHARGED = ("start", "evaluate")
 
 
 class Clock:
-    """Counts the seconds that this rank spends in each phase; starts in `prepare`.
+    """Counts the seconds that this rank spends in each phase; it is in `prepare` once it is made.
 
     A run may go on with another number of ranks, so what passes from life to life is device-seconds: ranks * seconds.
 
     Args:
-        started: `time.monotonic()` at the start, when that lies before the call.
+        started: `time.monotonic()` when the process began; from then until the clock is made is the phase `start`.
         ranks: How many ranks spend that time.
+
+    Attributes:
+        busy: What this process saw of its machine in the phases that are charged.
     """
 
     def __init__(self, started: float | None = None, ranks: int = 1) -> None:
         self._ranks = ranks
         self._seconds = dict.fromkeys(PHASES, 0.0)
-        self._phase = "prepare"
-        self._since = time.monotonic() if started is None else started
+        self._phase, self._since = "prepare", time.monotonic()
+        self._seconds["start"] = 0.0 if started is None else self._since - started
+        self.busy = BusyMeter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -42,6 +50,7 @@ class Clock:
         now = time.monotonic()
         before = self._phase
         self._seconds[before] += now - self._since
+        self.busy.note(now - self._since, charged=before not in NOT_CHARGED)
         self._phase, self._since = name, now
         return before
 
@@ -59,13 +68,15 @@ class Clock:
 
         Args:
             saved: The phases, in device-seconds, where the run goes on from; empty when it starts over.
-            last_seen: The phases at the last sign of life, likewise. What evaluation did since is kept; all else between was lost.
+            last_seen: The phases at the last sign of life, likewise. What starting and evaluation took since is kept; all else between
+                was lost.
         """
         for name, value in saved.items():
             self._seconds[name] += value / self._ranks
         if training_overhead(last_seen) > training_overhead(saved):
             self._seconds["lost"] += (training_overhead(last_seen) - training_overhead(saved)) / self._ranks
-        self._seconds["evaluate"] += max(0.0, last_seen.get("evaluate", 0.0) - saved.get("evaluate", 0.0)) / self._ranks
+        for name in NOT_CHARGED:
+            self._seconds[name] += max(0.0, last_seen.get(name, 0.0) - saved.get(name, 0.0)) / self._ranks
 
 
 def device_hours(seconds: dict[str, float], ranks: int) -> dict[str, float]:
@@ -74,5 +85,5 @@ def device_hours(seconds: dict[str, float], ranks: int) -> dict[str, float]:
 
 
 def training_overhead(phases: dict[str, float]) -> float:
-    """Returns the sum of every phase but `evaluate`, in the unit of `phases`."""
-    return sum(value for name, value in phases.items() if name != "evaluate")
+    """Returns the sum of every phase but `start` and `evaluate`, in the unit of `phases`."""
+    return sum(value for name, value in phases.items() if name not in NOT_CHARGED)

@@ -43,7 +43,7 @@ def run_cells(experiment: Experiment, methods: dict[str, Method], cells: list[Ce
         experiment: The configuration and its folders.
         methods: Every method by name.
         cells: What to run, each after those it needs.
-        started: `time.monotonic()` when the process began: the first cell's clock counts from there.
+        started: `time.monotonic()` when the process began; from there until the first cell begins is that cell's phase `start`.
 
     Raises:
         RunError: A cell failed; its record says why.
@@ -209,6 +209,8 @@ def _make(experiment: Experiment, method: Method, cell: Cell, clock: Clock, repo
     if distributed.gather(is_made(experiment, cell))[0]:
         made = _read_made(experiment, cell)
         clock.resume(made["device_seconds"], report.last_seen)
+        if not report.last_seen:
+            clock.busy.resume(made.get("busy"))
         model = load_denoiser(folder / MODEL) if (folder / MODEL).exists() else None
         pixels = method.make(experiment, cell, clock, report).pixels if model is None and method.judged else None
         known = {key: made[key] for key in ("training", "realised", "base_sha256")}
@@ -229,6 +231,7 @@ def _make(experiment: Experiment, method: Method, cell: Cell, clock: Clock, repo
             "realised": product.realised,
             "base_sha256": product.base_sha256,
             "device_seconds": clock.device_seconds(),
+            "busy": dataclasses.asdict(clock.busy.tally),
         }
         write_atomically(folder / MADE, json.dumps(made).encode())
     distributed.wait_for_all()

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from repro.harness import cost, distributed, provenance
+from repro.harness import busy, cost, distributed, provenance
 from repro.harness.arithmetic import autocast
 from repro.harness.cells import Cell, Experiment, Method, base_cell
 from repro.harness.clock import Clock, device_hours, training_overhead
@@ -67,12 +67,24 @@ def finish_record(experiment: Experiment, record: Record, clock: Clock, report: 
         "device_name": ", then ".join(report.devices),
         "ranks": distributed.ranks(),
         "threads_per_rank": torch.get_num_threads(),
+        "busy": _busy(clock, done=done),
         "peak_memory_gib": provenance.peak_memory_gib(),
         "kwh": report.kwh() if done else None,
     }
     record["provenance"] |= {"ended_utc": provenance.now_utc(), "lives": report.lives}
     if distributed.rank() == 0:
         write_record(experiment.results, record)
+
+
+def _busy(clock: Clock, *, done: bool) -> Record:
+    """Returns what else the machine had to do in the phases that are charged: of the busiest rank, where all have come here."""
+    tally, cores, threads = clock.busy.tally, busy.cores(), torch.get_num_threads()
+    load, share = tally.load(), tally.cpu_share(threads)
+    telling = not torch.cuda.is_available() and distributed.ranks() * threads == 1 and tally.seconds >= busy.LEAST_SHARE_SEC
+    found = {"load_average": load, "cores": cores, "cpu_share": share}
+    found["marked"] = busy.is_busy(load, share if telling else None, cores=cores)
+    every = distributed.gather(found) if done else [found]
+    return max(every, key=lambda one: (one["marked"], (one["load_average"] or 0.0) - one["cores"]))
 
 
 def size_of_network(experiment: Experiment, model: Any) -> Record:

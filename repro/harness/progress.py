@@ -4,7 +4,8 @@ import json
 import math
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,14 @@ class Life:
 
     Attributes:
         device_seconds: The phases; empty when there was no earlier life.
+        busy: What they saw of their machines, by the keys of a `Tally`; None where there was no earlier life.
         kwh: What its GPUs drew; None where that is not to be had, or some life could not tell.
         devices: What it ran on, each once, in order.
         lives: How many processes have worked on the cell.
     """
 
     device_seconds: dict[str, float] = field(default_factory=dict)
+    busy: Mapping[str, float | None] | None = None
     kwh: float | None = 0.0
     devices: tuple[str, ...] = ()
     lives: int = 0
@@ -60,6 +63,7 @@ class CellProgress:
         self._folder = folder
         self._identity = identity
         self._earlier = _earlier_life(folder, identity)
+        clock.busy.resume(self._earlier.busy)
         self.last_seen = self._earlier.device_seconds
         self.lives = self._earlier.lives + 1
         self.devices = tuple(dict.fromkeys((*self._earlier.devices, device_name())))
@@ -125,6 +129,7 @@ class CellProgress:
         drawn = self._meter.kwh()
         kwh = None if drawn is None or self._earlier.kwh is None else self._earlier.kwh + distributed.ranks() * drawn
         beat |= {"device_seconds": self._clock.device_seconds(), "kwh": kwh, "devices": self.devices}
+        beat["busy"] = asdict(self._clock.busy.tally)
         write_atomically(self._folder / HEARTBEAT, json.dumps(beat).encode())
 
 
@@ -163,7 +168,8 @@ def _earlier_life(folder: Path, identity: str) -> Life:
     beat = read_heartbeat(folder)
     try:
         if beat["identity"] == identity:
-            return Life(device_seconds=beat["device_seconds"], kwh=beat["kwh"], devices=tuple(beat["devices"]), lives=beat["lives"])
+            about = {key: beat[key] for key in ("device_seconds", "busy", "kwh", "lives")}
+            return Life(devices=tuple(beat["devices"]), **about)
     except KeyError:
         pass  # none, or one of another version of this program
     return Life()
