@@ -1,22 +1,22 @@
 """What there is to choose from: the recorded subnets of an experiment, what each costs on this machine, and how good it is."""
 
 import math
-import statistics
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from repro.averages import Cost, cost_of, mean_of_seeds
 from repro.harness.arithmetic import autocast, laid_out
 from repro.harness.cells import Cell, Experiment
-from repro.harness.cost import latency_ms, peak_bytes
+from repro.harness.cost import Latency, measure_latency, peak_bytes
 from repro.harness.denoiser import build_base, with_widths
 from repro.harness.distributed import device
 from repro.harness.records import Record, read_records
 
 MB = 1e6
+LATENCY_ROUNDS = 2  # so far apart that what slows the machine for a moment slows one of them
 UNITS = {"params": "parameters", "macs": "MACs", "latency_ms": "ms", "memory_mb": "MB"}
 
 
@@ -53,22 +53,62 @@ class Candidate:
         size: P.
         costs: `params`, `macs`, and where a budget asks for them `latency_ms` (batch 1) and `memory_mb`, both of this machine.
         quality: None where it has not been measured.
+        latency: What the median in `costs` is of, where a budget asks for it.
     """
 
     size: float
     costs: dict[str, float]
     quality: Quality | None
+    latency: Latency | None = None
 
     def excess(self, budget: dict[str, float]) -> list[str]:
-        """Says which limits of a budget it breaks, and how."""
-        return [f"more than {amount(key, budget[key])}" for key in UNITS if key in budget and self.costs[key] > budget[key]]
+        """Says which limits of a budget it surely breaks, and how."""
+        least = self.costs | ({"latency_ms": self.latency.quartiles[0]} if self.latency else {})
+        return [f"more than {amount(key, budget[key])}" for key in UNITS if key in budget and least[key] > budget[key]]
+
+    def undecided(self, budget: dict[str, float]) -> str:
+        """Says which limit lies between the measured quartiles, so that nobody knows whether it is kept; empty where none does."""
+        limit = budget.get("latency_ms")
+        if limit is None or self.latency is None or not self.latency.quartiles[0] <= limit < self.latency.quartiles[1]:
+            return ""
+        where = " on a busy machine" if self.latency.busy else ""
+        return f"undecided: latency {spread(self.latency.ms, self.latency.quartiles)} against {limit:,.3g} ms{where}"
+
+    def fits(self, budget: dict[str, float]) -> bool:
+        """Says whether it surely keeps every limit of a budget."""
+        return not self.excess(budget) and not self.undecided(budget)
 
 
-def recorded(experiment: Experiment, methods: Collection[str]) -> list[Record]:
-    """Returns the measured records of some methods; the folder is read once."""
+def spread(ms: float, quartiles: Sequence[float]) -> str:
+    """Returns a latency with its quartiles."""
+    low, high = quartiles
+    return f"{ms:,.3g} ms ({low:,.3g} to {high:,.3g})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """A network of another method, on the mean over its seeds.
+
+    Attributes:
+        method: Of the grid.
+        size: P.
+        params: Of its first seed's network.
+        quality: Over its seeds.
+        cost: Over the same seeds.
+    """
+
+    method: str
+    size: float
+    params: int
+    quality: Quality
+    cost: Cost
+
+
+def measured_of(records: Iterable[Record], methods: Collection[str]) -> list[Record]:
+    """Returns the measured ones among records, of some methods."""
     return [
         record
-        for record in read_records(experiment.results)
+        for record in records
         if record["status"] == "done" and record["cell"]["method"] in methods and record.get("quality") and record.get("size")
     ]
 
@@ -93,39 +133,60 @@ def candidates(experiment: Experiment, method: str, seed: int, budget: dict[str,
     Raises:
         ReproError: A record is corrupt, or another configuration made it.
     """
-    records = recorded(experiment, (method,))
-    quality, found = qualities(records), []
-    for record in records:
-        cell = record["cell"]
-        experiment.record(Cell(method=method, size=cell["size"], seed=cell["seed"]))  # refuses those of another configuration
-        if cell["seed"] != seed:
-            continue
-        costs = {"params": record["size"]["params"], "macs": record["size"]["macs"]}
-        if budget.keys() & {"latency_ms", "memory_mb"}:
-            model = with_widths(build_base(experiment.config.denoiser, seed=0), record["size"]["widths"])
-            costs |= measured(experiment, model, budget)
-        found.append(Candidate(size=cell["size"], costs=costs, quality=quality[cell["size"]]))
+    records = measured_of(read_records(experiment.results), (method,))
+    for record in records:  # refuses those of another configuration
+        experiment.record(Cell(method=method, size=record["cell"]["size"], seed=record["cell"]["seed"]))
+    quality, offered = qualities(records), [record for record in records if record["cell"]["seed"] == seed]
+    found = [
+        Candidate(
+            size=record["cell"]["size"],
+            costs={"params": record["size"]["params"], "macs": record["size"]["macs"]},
+            quality=quality[record["cell"]["size"]],
+        )
+        for record in offered
+    ]
+    if budget.keys() & {"latency_ms", "memory_mb"}:
+        networks = [with_widths(build_base(experiment.config.denoiser, seed=0), record["size"]["widths"]) for record in offered]
+        found = measured(experiment, found, networks, budget)
     return sorted(found, key=lambda candidate: -candidate.size)
 
 
-def measured(experiment: Experiment, model: nn.Module, budget: dict[str, float]) -> dict[str, float]:
-    """Returns what a budget asks for beside counts: the latency of one image here, and the memory of sampling one image.
+def measured(
+    experiment: Experiment, found: Sequence[Candidate], networks: Sequence[nn.Module], budget: dict[str, float]
+) -> list[Candidate]:
+    """Adds to candidates what a budget asks for beside counts: the latency of one image here, and the memory of sampling one image.
 
     The memory is that of the weights and of the most activations that are alive at once in a forward pass, in float32; what a library
-    keeps for itself is not in it.
+    keeps for itself is not in it. The latency is measured in rounds over all networks, which are pooled.
+
+    Args:
+        experiment: The configuration and its folders.
+        found: The candidates.
+        networks: Theirs, in the same order.
+        budget: The limits.
     """
-    costs: dict[str, float] = {}
+    found = list(found)
     if "memory_mb" in budget:
-        costs["memory_mb"] = peak_bytes(model, experiment.image_shape) / MB
-    if "latency_ms" in budget:
-        model = laid_out(model, experiment.config.compute, device())
+        memory = [peak_bytes(network, experiment.image_shape) / MB for network in networks]
+        found = [replace(one, costs=one.costs | {"memory_mb": each}) for one, each in zip(found, memory, strict=True)]
+    if "latency_ms" not in budget:
+        return found
+    ready = [laid_out(network, experiment.config.compute, device()) for network in networks]
+    for _ in range(LATENCY_ROUNDS):
         with autocast(experiment.config.evaluation.precision, device()):
-            costs["latency_ms"] = latency_ms(model, experiment.image_shape, 1)
-    return costs
+            times = [measure_latency(network, experiment.image_shape, 1) for network in ready]
+        found = [_with_latency(one, each) for one, each in zip(found, times, strict=True)]
+    return found
 
 
-def rivals(experiment: Experiment, methods: Collection[str], chosen: Candidate, budget: dict[str, float]) -> list[dict[str, Any]]:
-    """Returns networks of other methods that score better within the same counts, best first, with the training that each took.
+def _with_latency(candidate: Candidate, latency: Latency) -> Candidate:
+    """Adds a measurement of its latency to a candidate's earlier ones."""
+    pooled = candidate.latency + latency if candidate.latency else latency
+    return replace(candidate, latency=pooled, costs=candidate.costs | {"latency_ms": pooled.ms})
+
+
+def rivals(experiment: Experiment, methods: Collection[str], chosen: Candidate, budget: dict[str, float]) -> list[Rival]:
+    """Returns networks of other methods that score better within the same counts, best first, with what each cost.
 
     Only parameters and MACs are compared, and only records of the same metric and as many samples.
     """
@@ -134,15 +195,18 @@ def rivals(experiment: Experiment, methods: Collection[str], chosen: Candidate, 
     if not budget.keys() & limits.keys():
         limits = {key: 1.02 * chosen.costs[key] for key in limits}
     settings, found = experiment.config.evaluation, []
-    comparable = [record for record in recorded(experiment, methods) if _comparable(record, settings.metric, settings.samples)]
+    every = read_records(experiment.results)
+    by_name = {record["cell"]["name"]: record for record in every}
+    comparable = [record for record in measured_of(every, methods) if _comparable(record, settings.metric, settings.samples)]
     for method in methods:
         records = [record for record in comparable if record["cell"]["method"] == method]
         for size, quality in qualities(records).items():
-            first = next(record for record in records if record["cell"]["size"] == size)
-            fits = all(first["size"][key] <= limit for key, limit in limits.items())
-            if fits and quality.mean < chosen.quality.mean:
-                found.append({"method": method, "size": size, "quality": quality, "record": first})
-    return sorted(found, key=lambda rival: float(rival["quality"].mean))
+            group = [record for record in records if record["cell"]["size"] == size]
+            counts = group[0]["size"]
+            if quality.mean < chosen.quality.mean and all(counts[key] <= limit for key, limit in limits.items()):
+                cost = cost_of(group, by_name)
+                found.append(Rival(method=method, size=size, params=counts["params"], quality=quality, cost=cost))
+    return sorted(found, key=lambda rival: rival.quality.mean)
 
 
 def _comparable(record: Record, metric: str, samples: int) -> bool:
@@ -151,10 +215,8 @@ def _comparable(record: Record, metric: str, samples: int) -> bool:
 
 def quality_of(per_seed: list[list[float]]) -> Quality:
     """Returns the mean over seeds of a metric's values, which are those of each seed's sampling seeds, with its standard error."""
-    means = [statistics.fmean(values) for values in per_seed]
-    spread = means if len(means) > 1 else per_seed[0]
-    error = statistics.stdev(spread) / math.sqrt(len(spread)) if len(spread) > 1 else None
-    return Quality(mean=statistics.fmean(means), std_error=error, seeds=len(means))
+    found = mean_of_seeds(per_seed)
+    return Quality(mean=found.mean, std_error=found.std_error, seeds=len(per_seed))
 
 
 def within_noise(one: Quality, other: Quality) -> bool:

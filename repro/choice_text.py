@@ -1,5 +1,6 @@
 """A choice as people read it: what, why, its neighbours, and what else there would be."""
 
+from repro.averages import Cost
 from repro.candidates import UNITS, Candidate, amount, rivals, threads, within_noise
 from repro.choosing import METHOD, Choice
 from repro.harness.cells import Experiment
@@ -22,7 +23,8 @@ def choice_text(experiment: Experiment, choice: Choice) -> str:
             lines.append(_row("~", choice.between.candidate, columns, choice.budget))
     lines += ["", *_why(experiment, choice), *_between(choice), *_rivals(experiment, choice)]
     if "latency_ms" in choice.budget:
-        lines.append(f"ms: one image, measured now on {device_name()}, {threads()}.")
+        busy = ", while other processes took part of it" if any(one.latency and one.latency.busy for one in choice.all) else ""
+        lines.append(f"ms: one image, the median of what was measured now on {device_name()}, {threads()}{busy}.")
     if "memory_mb" in choice.budget:
         lines.append(MEMORY)
     return "\n".join(lines)
@@ -31,12 +33,15 @@ def choice_text(experiment: Experiment, choice: Choice) -> str:
 def _why(experiment: Experiment, choice: Choice) -> list[str]:
     settings, chosen = experiment.config.evaluation, choice.chosen
     assert chosen.quality is not None
-    fitting = [candidate for candidate in choice.all if not candidate.excess(choice.budget)]
+    fitting = [candidate for candidate in choice.all if candidate.fits(choice.budget)]
     protocol = f"{settings.samples:,} samples, {settings.sampler_steps} DDIM steps, {settings.spacing} spacing"
     lines = [f"Why: the lowest mean {settings.metric} ({protocol}) of the {len(fitting)} recorded sizes that fit; lower is better."]
     for other in fitting:
         if other is not chosen and other.quality and within_noise(chosen.quality, other.quality):
             lines.append(f"P = {other.size:g} cannot be told from it: the difference lies within twice its standard error.")
+    for other in choice.all:
+        if not other.excess(choice.budget) and (doubt := other.undecided(choice.budget)):
+            lines.append(f"P = {other.size:g} is {doubt}; measure again when the machine is quiet.")
     return lines
 
 
@@ -55,23 +60,29 @@ def _rivals(experiment: Experiment, choice: Choice) -> list[str]:
     if not found:
         return []
     best = found[0]
-    cost = best["record"]["cost"]
-    hours = f"{cost['device_hours']:.3g} device-hours on {cost['device_name']}" if cost.get("device_hours") is not None else "unknown cost"
     return [
-        f"Better within the same counts, but trained for that one size: {best['method']} at P = {best['size']:g}, "
-        f"{best['record']['size']['params']:,} parameters, {best['quality'].text()}; {hours} each. {METHOD}'s sizes share one training."
+        f"Better within the same counts, but trained for that one size: {best.method} at P = {best.size:g}, "
+        f"{best.params:,} parameters, {best.quality.text()}; {_hours(best.cost)}. {METHOD}'s sizes share one training."
     ]
+
+
+def _hours(cost: Cost) -> str:
+    """Returns what one network took, over the same seeds as its quality."""
+    if cost.device_hours is None:
+        return f"its cost is not known ({cost.note})"
+    return f"{cost.device_hours:.3g} device-hours on {cost.device} each{', which was busy' if cost.busy else ''}"
 
 
 def _next_larger(choice: Choice) -> float:
     """Returns the size under which the one in between stands."""
-    return min(candidate.size for candidate in choice.all if candidate.excess(choice.budget))
+    return min(candidate.size for candidate in choice.all if not candidate.fits(choice.budget))
 
 
 def _row(mark: str, candidate: Candidate, columns: list[str], budget: dict[str, float]) -> str:
     costs = [f"{candidate.costs[key]:,.0f}" if key in ("params", "macs") else f"{candidate.costs[key]:,.3g}" for key in columns]
     quality, excess = candidate.quality.text() if candidate.quality else "not measured", candidate.excess(budget)
-    return _line(mark, f"{candidate.size:g}", *costs, quality, f"no: {', '.join(excess)}" if excess else "yes")
+    fits = f"no: {', '.join(excess)}" if excess else "undecided" if candidate.undecided(budget) else "yes"
+    return _line(mark, f"{candidate.size:g}", *costs, quality, fits)
 
 
 def _line(mark: str, size: str, *cells: str) -> str:

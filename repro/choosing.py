@@ -79,10 +79,15 @@ def choose(experiment: Experiment, budget: dict[str, float], *, seed: int) -> Ch
             f"{experiment.results}: no measured subnet of {METHOD} at seed {seed}; make them with `python -m repro run "
             f"{experiment.source} --methods {METHOD} --seeds {seed}`, or name another folder with --results"
         )
-    fitting = [candidate for candidate in found if not candidate.excess(budget)]
+    fitting = [candidate for candidate in found if candidate.fits(budget)]
+    if not fitting and (doubt := found[-1].undecided(budget)):
+        raise ReproError(
+            f"{FLAGS['latency_ms']}: no recorded subnet surely fits; the smallest, P = {found[-1].size:g}, is {doubt}; measure again when "
+            "the machine is quiet, or allow more"
+        )
     if not fitting:
         needs = ", ".join(amount(key, found[-1].costs[key]) for key in budget)
-        flag = next((FLAGS[key] for key in budget if found[-1].costs[key] > budget[key]), ", ".join(FLAGS[key] for key in budget))
+        flag = next((FLAGS[key] for key in budget if found[-1].excess({key: budget[key]})), ", ".join(FLAGS[key] for key in budget))
         raise ReproError(f"{flag}: no recorded subnet fits; the smallest, P = {found[-1].size:g}, needs {needs}; allow more")
     chosen = min(fitting, key=lambda candidate: candidate.quality.mean if candidate.quality else float("inf"))
     return Choice(budget=budget, seed=seed, chosen=chosen, all=found, between=_between(experiment, budget, seed, found))
@@ -138,7 +143,7 @@ def _needed(choice: Choice) -> Between:
 
 def _between(experiment: Experiment, budget: dict[str, float], seed: int, found: list[Candidate]) -> Between | str:
     """Returns the largest size that fits between two recorded ones, or why there is none."""
-    lower = max(candidate.size for candidate in found if not candidate.excess(budget))
+    lower = max(candidate.size for candidate in found if candidate.fits(budget))
     upper = min((candidate.size for candidate in found if candidate.size > lower), default=0.0)
     if not upper:
         return f"no size lies in between: the largest recorded one, P = {lower:g}, fits the budget"
@@ -158,7 +163,7 @@ def _trained_between(
     best = None
     for size in sorted(size for size in trained.sizes if lower < size < upper):  # trained, but not among those that are measured
         candidate = _candidate(experiment, trained, size, budget)
-        if candidate.excess(budget):
+        if not candidate.fits(budget):
             upper = size
             break
         lower, best = size, Between(candidate=candidate, supernet=trained, trained=True)
@@ -176,7 +181,7 @@ def _untrained(experiment: Experiment, budget: dict[str, float], seed: int, trai
         plan = plan_of(_with_sizes(experiment, size), base, importance, scores)
         supernet = Supernet(trained.base, pipes_of(trained.base), plan)
         candidate = _candidate(experiment, supernet, size, budget)
-        if candidate.excess(budget):
+        if not candidate.fits(budget):
             fails = size
         else:
             fits, best = size, Between(candidate=candidate, supernet=supernet, trained=False)
@@ -191,7 +196,8 @@ def _candidate(experiment: Experiment, supernet: Supernet, size: float, budget: 
     """Returns a subnet of a supernet with what it costs, its quality not measured."""
     subnet = supernet.eval().extract(size)
     counts = {"params": float(count_params(subnet.parameters())), "macs": float(count_macs(subnet, experiment.image_shape).total)}
-    return Candidate(size=size, costs=counts | measured(experiment, subnet, budget), quality=None)
+    (candidate,) = measured(experiment, [Candidate(size=size, costs=counts, quality=None)], [subnet], budget)
+    return candidate
 
 
 def _with_sizes(experiment: Experiment, size: float) -> Experiment:

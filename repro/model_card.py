@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from repro.candidates import spread
 from repro.errors import one_line
 from repro.harness.cells import Cell, Experiment
 from repro.harness.records import Record
@@ -152,9 +153,15 @@ def _latency(record: Record | None) -> str:
     if not record or not record.get("latency"):
         return "not measured yet"
     return "; ".join(
-        f"{entry['ms']:.3g} ms for a batch of {entry['batch']} on {entry['device_name']} ({entry['threads']} CPU threads)"
+        f"{_milliseconds(entry)} for a batch of {entry['batch']} on {entry['device_name']} ({entry['threads']} CPU threads)"
         for entry in record["latency"]
     )
+
+
+def _milliseconds(entry: dict[str, Any]) -> str:
+    """Returns the median of a latency with its quartiles, which older records lack, and says where the machine was busy."""
+    text = spread(entry["ms"], entry["ms_quartiles"]) if entry.get("ms_quartiles") else f"{entry['ms']:.3g} ms"
+    return f"{text} on a busy machine," if entry.get("busy") else text
 
 
 def _training(record: Record | None) -> str:

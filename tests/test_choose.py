@@ -18,13 +18,13 @@ from diffusers.utils import hub_utils
 from PIL import Image
 from torch import nn
 
-from repro import onnx_export
+from repro import candidates, onnx_export
 from repro.arguments import parser
-from repro.candidates import Quality, quality_of, with_widths, within_noise
+from repro.candidates import Quality, quality_of, spread, with_widths, within_noise
 from repro.cli import main
 from repro.config import load_config
 from repro.errors import ReproError
-from repro.harness.cost import count_macs, peak_bytes
+from repro.harness.cost import Latency, count_macs, peak_bytes
 from repro.harness.denoiser import build_base, load_denoiser, load_pipeline
 from repro.ofa.allocation import Plan
 from repro.ofa.pipes import pipes_of
@@ -127,7 +127,7 @@ def test_memory_and_latency_are_those_of_this_machine(flow):
     rows = table(done.stdout)
     assert rows[1.0][0] == "->"
     assert "In between: no size lies in between: the largest recorded one, P = 1, fits" in done.stdout
-    assert "ms: one image, measured now on" in done.stdout and "1 thread." in done.stdout
+    assert "ms: one image, the median of what was measured now on" in done.stdout and ", 1 thread" in done.stdout
     config = load_config(str(TINY))
     for size, (_, rest) in rows.items():
         widths = flow.records[f"ofa-{size:g}"]["size"]["widths"]
@@ -163,6 +163,64 @@ def test_quality_is_the_mean_over_seeds_with_its_standard_error():
     near, far = Quality(mean=3.0, std_error=1.0, seeds=2), Quality(mean=5.9, std_error=1.0, seeds=2)
     assert not within_noise(near, far)
     assert within_noise(near, Quality(mean=5.8, std_error=1.0, seeds=2))
+
+
+def timed(monkeypatch, **times):
+    """Has every network of the flow take the given milliseconds, by its size; each round of measuring takes the next tuple."""
+    asked = dict.fromkeys(times, 0)
+
+    def measure_latency(model, _shape, _batch):
+        name = names[sum(parameter.numel() for parameter in model.parameters())]
+        asked[name] += 1
+        return Latency(times=times[name][(asked[name] - 1) % len(times[name])], busy=True)
+
+    config = load_config(str(TINY))
+
+    def install(flow):
+        for name in times:
+            widths = flow.records[f"ofa-{name.replace('_', '.')}"]["size"]["widths"]
+            names[sum(parameter.numel() for parameter in with_widths(build_base(config.denoiser, seed=0), widths).parameters())] = name
+        monkeypatch.setattr(candidates, "measure_latency", measure_latency)
+
+    names = {}
+    return install
+
+
+def answer(flow, monkeypatch, capsys, *words):
+    monkeypatch.chdir(flow.folder)
+    code = main(["choose", "--config", str(TINY), "--set", SIZES, "--results", "results", "--runs", "none", *words])
+    return code, capsys.readouterr()
+
+
+STEADY = {"1": ((20.0,) * 8,), "0_5": ((6.0,) * 8,), "0_25": ((3.0,) * 8,)}
+
+
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        ((9.8, 9.8, 11.2, 11.2, 28.9, 28.9),),  # the limit lies between the quartiles
+        ((11.0,) * 6, (13.0,) * 6),  # or between two measurements
+    ],
+)
+def test_a_size_whose_latency_may_or_may_not_fit_is_undecided_and_what_surely_fits_is_taken(flow, monkeypatch, capsys, rounds):
+    timed(monkeypatch, **{"0_75": rounds}, **STEADY)(flow)
+    code, said = answer(flow, monkeypatch, capsys, "--max-latency-ms", "12")
+    rows = table(said.out)
+    assert code == 0, said.err
+    assert [size for size, (mark, _) in rows.items() if mark == "->"] == [0.5]
+    assert rows[0.75][1].endswith("undecided") and rows[0.5][1].endswith("yes") and rows[1.0][1].endswith("no: more than 12 ms")
+    spread = "11.2 ms (9.8 to 28.9)" if len(rounds) == 1 else "12 ms (11 to 13)"
+    assert f"P = 0.75 is undecided: latency {spread} against 12 ms on a busy machine; measure again when the machine is quiet." in said.out
+    assert "while other processes took part of it" in said.out
+
+
+def test_where_nothing_surely_fits_nothing_is_taken(flow, monkeypatch, capsys):
+    timed(monkeypatch, **STEADY | {"0_75": ((12.0,) * 8,), "0_25": ((3.0, 3.0, 4.0, 9.0, 9.0),)})(flow)
+    code, said = answer(flow, monkeypatch, capsys, "--max-latency-ms", "5")
+    (line,) = said.err.splitlines()
+    assert code == 2 and "P = 0.25, is undecided: latency 4 ms (3 to 9) against 5 ms on a busy machine; measure again" in line
+    code, said = answer(flow, monkeypatch, capsys, "--max-latency-ms", "2")
+    assert code == 2 and "--max-latency-ms: no recorded subnet fits; the smallest, P = 0.25, needs 4 ms" in said.err
 
 
 @pytest.mark.parametrize(
@@ -312,11 +370,13 @@ def test_what_was_taken_is_the_subnet_of_the_supernet_bit_for_bit_in_a_fresh_pro
 def test_the_card_tells_what_the_records_say(flow, taken):
     card, record = (taken.folder / "README.md").read_text(), flow.records["ofa-0.5"]
     joint = json.loads((flow.results / "ofa_joint-seed0.json").read_text())
+    latency = record["latency"][0]
+    busy = " on a busy machine," if latency["busy"] else ""
     for said in (
         f"| parameters | {record['size']['params']:,} of the base's ",
         f"| MACs per image | {record['size']['macs']:,} ",
         "| quality | fid_classifier 5.30 (40 samples, 3 DDIM steps",
-        f"{record['latency'][0]['ms']:.3g} ms for a batch of 1 on {record['latency'][0]['device_name']}",
+        f"{spread(latency['ms'], latency['ms_quartiles'])}{busy} for a batch of 1 on {latency['device_name']}",
         f"{joint['training']['images']:,} images",
         f"{joint['cost']['device_hours']:.4g} device-hours",
         f"sha256 {joint['base']['sha256']}",

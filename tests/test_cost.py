@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import time
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from repro.config import Network, load_config
-from repro.harness.cost import count_macs, count_macs_torch_pruning, count_params, latency_ms, train_pflop
+from repro.harness.cost import count_macs, count_macs_torch_pruning, count_params, measure_latency, train_pflop
 from repro.harness.denoiser import build_base
 from repro.ofa.allocation import make_plan
 from repro.ofa.pipes import pipes_of
@@ -113,7 +114,42 @@ def test_latency_is_positive_and_grows_with_the_batch(base):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # threads that wait for each other on busy cores hide what a batch costs
     try:
-        one, many = (latency_ms(base, (1, 8, 8), batch_size, repeats=5) for batch_size in (1, 256))
+        one, many = (measure_latency(base, (1, 8, 8), batch_size, 0.2).ms for batch_size in (1, 256))
     finally:
         torch.set_num_threads(threads)
     assert 0 < one < many
+
+
+class Slow(torch.nn.Module):
+    """Takes as long as it is told, again and again."""
+
+    def __init__(self, *seconds):
+        super().__init__()
+        self.weight, self.seconds, self.passes = nn.Parameter(torch.zeros(1)), seconds, 0
+
+    def forward(self, images, timesteps):
+        time.sleep(self.seconds[self.passes % len(self.seconds)])
+        self.passes += 1
+
+
+def test_latency_has_a_spread_and_its_warm_up_is_not_in_it():
+    model = Slow(0.001, 0.001, 0.02, 0.02)
+    found = measure_latency(model, (1, 8, 8), 1, 0.5)
+    assert 5 <= len(found.times) == model.passes - 3
+    low, high = found.quartiles
+    assert 1 <= low < 19 < high and low <= found.ms <= high
+
+
+def test_a_slow_network_is_timed_a_few_times_and_a_quick_one_not_for_ever():
+    slow, quick = Slow(0.1), Slow(0.0)
+    assert len(measure_latency(slow, (1, 8, 8), 1, 0.2).times) == 5 and slow.passes == 6
+    assert len(measure_latency(quick, (1, 8, 8), 1).times) == 100
+
+
+def test_a_thread_that_waited_for_its_core_says_so():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert measure_latency(Slow(0.01), (1, 8, 8), 1, 0.2).busy  # it computes for next to none of its time
+    finally:
+        torch.set_num_threads(threads)

@@ -149,7 +149,8 @@ def test_network_is_described_and_judged(flow, name):
     assert quality["sampler"] == sampler
     assert quality["mean"] == pytest.approx(sum(quality["values"]) / len(quality["values"]))
     assert [row["batch"] for row in record["latency"]] == [1, 64]
-    assert all(row["ms"] > 0 for row in record["latency"])
+    assert all(0 < row["ms_quartiles"][0] <= row["ms"] <= row["ms_quartiles"][1] for row in record["latency"])
+    assert all(row["busy"] in (True, False) for row in record["latency"])
     assert (flow.results / record["samples"]["file"]).read_bytes().startswith(b"\x89PNG")
     if record["cell"]["size"] == 1:
         assert size["widths"] == {}

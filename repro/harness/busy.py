@@ -79,7 +79,7 @@ class BusyMeter:
         loads: dict[str, float | None] = {"load_seconds": None, "load_change": None}
         if load is not None and load_then is not None:
             loads = {"load_seconds": seconds * (load + load_then) / 2, "load_change": load - load_then}
-        self.tally += Tally(seconds=seconds, cpu_seconds=cpu - cpu_then, **loads)  # type: ignore[arg-type]
+        self.tally += Tally(seconds=seconds, cpu_seconds=cpu - cpu_then, **loads)
 
     def resume(self, earlier: Mapping[str, float | None] | None) -> None:
         """Adds what earlier lives saw, by the keys of a tally; None where it was not kept."""

@@ -15,9 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from repro.harness import busy
 from repro.harness.denoiser import count_params
 from repro.ofa.pipes import Pipe
 
+LATENCY_SEC = 1.0
+WARM_UP_PASSES, FEWEST_PASSES, MOST_PASSES = 3, 5, 100
 ATTENTION_OPERATORS = ("bmm", "baddbmm", "scaled_dot_product")
 
 
@@ -129,23 +132,81 @@ def train_pflop(macs: float, images: int) -> float:
     return 3 * 2 * macs * images / 1e15
 
 
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """How long one forward pass on a batch takes.
+
+    Attributes:
+        times: Of every pass that was timed, in milliseconds.
+        busy: Whether other processes took part of the machine meanwhile.
+    """
+
+    times: tuple[float, ...]
+    busy: bool
+
+    @property
+    def ms(self) -> float:
+        """The median, in milliseconds."""
+        return statistics.median(self.times)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The first and the third quartile, in milliseconds."""
+        first, _, third = statistics.quantiles(self.times, n=4, method="inclusive") if len(self.times) > 1 else self.times * 3
+        return first, third
+
+    def __add__(self, other: "Latency") -> "Latency":
+        """Pools two measurements; where one lies wholly below a limit and one as long wholly above it, so do the quartiles of both."""
+        return Latency(times=self.times + other.times, busy=self.busy or other.busy)
+
+
 @torch.no_grad()
-def latency_ms(model: nn.Module, image_shape: tuple[int, int, int], batch_size: int, repeats: int = 10) -> float:
-    """Returns the median time of one forward pass, in milliseconds, after three that are not counted."""
+def measure_latency(model: nn.Module, image_shape: tuple[int, int, int], batch_size: int, seconds: float = LATENCY_SEC) -> Latency:
+    """Times one forward pass again and again, after some that are not counted.
+
+    Args:
+        model: A denoiser, on the device where it is timed; it is put into evaluation mode.
+        image_shape: [C, H, W].
+        batch_size: Images of the batch.
+        seconds: After how long it ends, once there are `FEWEST_PASSES`; a fifth of it warms up.
+    """
     device = next(model.parameters()).device
-    images = torch.zeros(batch_size, *image_shape, device=device)
-    timesteps = torch.zeros(batch_size, device=device)
+    inputs = torch.zeros(batch_size, *image_shape, device=device), torch.zeros(batch_size, device=device)
     model.eval()
-    times = []
-    for _ in range(repeats + 3):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        model(images, timesteps)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[3:])
+    _passes(model, inputs, seconds / 5, fewest=1, most=WARM_UP_PASSES)
+    wall, cpu = time.perf_counter(), time.process_time()
+    times = _passes(model, inputs, seconds, fewest=FEWEST_PASSES, most=MOST_PASSES)
+    share = (time.process_time() - cpu) / (time.perf_counter() - wall)
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return Latency(times=tuple(times), busy=busy.is_busy(busy.load_average(), share if alone else None, cores=busy.cores()))
 
 
-__all__ = ["Macs", "count_macs", "count_macs_torch_pruning", "count_params", "latency_ms", "peak_bytes", "pipe_macs", "train_pflop"]
+def _passes(model: nn.Module, inputs: tuple[torch.Tensor, ...], seconds: float, *, fewest: int, most: int) -> list[float]:
+    """Returns the milliseconds of forward passes, of which there are as many as fit into some seconds."""
+    times: list[float] = []
+    begun = _now(inputs[0].device)
+    while len(times) < fewest or (len(times) < most and time.perf_counter() - begun < seconds):
+        start = _now(inputs[0].device)
+        model(*inputs)
+        times.append(1000 * (_now(inputs[0].device) - start))
+    return times
+
+
+def _now(device: torch.device) -> float:
+    """Returns the time, once a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+__all__ = [
+    "Latency",
+    "Macs",
+    "count_macs",
+    "count_macs_torch_pruning",
+    "count_params",
+    "measure_latency",
+    "peak_bytes",
+    "pipe_macs",
+    "train_pflop",
+]

@@ -104,4 +104,8 @@ def latency_of_network(experiment: Experiment, model: Any) -> list[Record]:
     settings = experiment.config.evaluation
     about = {"device_name": provenance.device_name(), "threads": torch.get_num_threads(), "precision": settings.precision}
     with autocast(settings.precision, distributed.device()):
-        return [{"batch": batch, "ms": cost.latency_ms(model, experiment.image_shape, batch)} | about for batch in settings.latency_batches]
+        timed = {batch: cost.measure_latency(model, experiment.image_shape, batch) for batch in settings.latency_batches}
+    return [
+        {"batch": batch, "ms": found.ms, "ms_quartiles": list(found.quartiles), "busy": found.busy} | about
+        for batch, found in timed.items()
+    ]
