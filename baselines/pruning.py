@@ -3,8 +3,8 @@
 A UNet is pruned whole, the residual stream too; `conv_out` is left alone (Diff-Pruning, Fang et al., 2023). Of a transformer the widths
 inside attention and feed-forward units are pruned: its residual stream takes fixed positions, and what modulates it comes in six parts.
 
-A channel that a GroupNorm or several heads hold belongs to a run, the channels of one group or head. Diff-Pruning ranks inside each run, and
-every run gives up as many. torch-pruning 1.6.1 averages the scores over the runs and cuts the same places out of each, a weaker choice.
+A channel that a GroupNorm or several heads hold belongs to a run: the channels of one group or head. Diff-Pruning ranks inside each run,
+and every run gives up as many. torch-pruning 1.6.1 averages scores over the runs and cuts the same places out of each, a weaker choice.
 """
 
 import copy

@@ -129,6 +129,11 @@ def train_pflop(macs: float, images: int) -> float:
     return 3 * 2 * macs * images / 1e15
 
 
+def activation_gradient_pflop(macs: float, images: int) -> float:
+    """Returns the analytic work of gradients of the activations alone, as Formula 4 needs them: one pass back, none for the weights."""
+    return 2 * 2 * macs * images / 1e15
+
+
 @torch.no_grad()
 def latency_ms(model: nn.Module, image_shape: tuple[int, int, int], batch_size: int, repeats: int = 10) -> float:
     """Returns the median time of one forward pass, in milliseconds, after three that are not counted."""
@@ -148,4 +153,14 @@ def latency_ms(model: nn.Module, image_shape: tuple[int, int, int], batch_size: 
     return statistics.median(times[3:])
 
 
-__all__ = ["Macs", "count_macs", "count_macs_torch_pruning", "count_params", "latency_ms", "peak_bytes", "pipe_macs", "train_pflop"]
+__all__ = [
+    "Macs",
+    "activation_gradient_pflop",
+    "count_macs",
+    "count_macs_torch_pruning",
+    "count_params",
+    "latency_ms",
+    "peak_bytes",
+    "pipe_macs",
+    "train_pflop",
+]
