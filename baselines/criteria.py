@@ -6,19 +6,28 @@ import torch
 from torch import Tensor, nn
 from torch_pruning import importance
 from torch_pruning.dependency import Group
+from torch_pruning.pruner import function
 
 from baselines.pruning import Score
 from repro.harness.randomness import derive_seed
 
+LAYERS = (nn.Conv2d, nn.Linear)
+NORMS = (nn.GroupNorm, nn.LayerNorm)
+INPUTS = (function.prune_conv_in_channels, function.prune_linear_in_channels)
+
 
 def magnitude() -> Score:
-    """Scores a channel by the sum over its group of the absolute values of its weights."""
-    score: Score = importance.GroupMagnitudeImportance(p=1, group_reduction="sum", normalizer=None)
-    return score
+    """Scores a channel by | weight |, summed over its group of coupled layers: convolutions, linear layers and norms."""
+    return lambda group: _summed(group, lambda weight: weight.detach().abs())
 
 
 def taylor() -> Score:
-    """Scores a channel by | weight * gradient | summed over its group; gradients must be there (Diff-Pruning)."""
+    """Scores a channel by | weight * gradient |, summed over its group, norms included (Diff-Pruning); gradients must be there."""
+    return lambda group: _summed(group, _saliency)
+
+
+def taylor_without_norms() -> Score:
+    """Scores a channel as torch-pruning 1.6.1 does by itself: as `taylor`, but no norm is looked at."""
     score: Score = importance.GroupTaylorImportance(group_reduction="sum", normalizer=None)
     return score
 
@@ -31,6 +40,30 @@ def random(seed: int) -> Score:
         return torch.rand(len(group[0].idxs), generator=stream)
 
     return score
+
+
+def _saliency(weight: Tensor) -> Tensor:
+    assert weight.grad is not None
+    return (weight.detach() * weight.grad).abs()
+
+
+def _summed(group: Group, saliency: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """Adds up what every weight of a group says of the group's channels, shape [channels of the first layer]; None where it has none.
+
+    Of a convolution or linear layer that makes the channels these are the rows, of one that takes them the columns, of a norm its scales.
+    Biases are left out, as in Diff-Pruning's code.
+    """
+    total = None
+    for item in group:
+        layer = item.dep.target.module
+        weight = getattr(layer, "weight", None)
+        if not isinstance(layer, LAYERS + NORMS) or weight is None or None in item.root_idxs:
+            continue
+        values = saliency(weight)
+        values = (values.transpose(0, 1) if item.dep.handler in INPUTS else values).flatten(1).sum(dim=1) if values.ndim > 1 else values
+        total = values.new_zeros(len(group[0].idxs)) if total is None else total
+        total.index_add_(0, torch.tensor(item.root_idxs, device=values.device), values[item.idxs])
+    return total
 
 
 def accumulate_gradients(model: nn.Module, losses: Callable[[int], Tensor], *, train_timesteps: int, threshold: float) -> int:

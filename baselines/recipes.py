@@ -1,8 +1,8 @@
 """The recipes: how each baseline comes by its starting network; all then train through the harness's one loop."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import DDPMScheduler
@@ -35,6 +35,7 @@ class Task:
         schedule: The noise schedule.
         settings: How many images, and the threshold.
         seed: The cell's seed.
+        gradients: Of the base's parameters, by name, where the recipe's criterion needs them: see `scoring_gradients`.
     """
 
     base: nn.Module
@@ -43,6 +44,7 @@ class Task:
     schedule: DDPMScheduler
     settings: Pruning
     seed: int
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 Criterion = Callable[[Task], Score]
@@ -64,7 +66,8 @@ def starting_network(recipe: str, task: Task, criterion: Criterion | None = None
     device = next(task.base.parameters()).device
     example = (torch.zeros(1, *task.images.pixels.shape[1:], device=device), torch.zeros(1, device=device))
     task.base.eval().zero_grad()
-    pruned = prune_to_params(task.base, task.params, criterion(task) if criterion else _own_score(recipe, task), example)
+    score = criterion(task) if criterion else _own_score(recipe, task)
+    pruned = prune_to_params(task.base, task.params, score, example, channels=task.settings.channels)
     if recipe == "scratch":
         _forget(pruned, task.seed)
     return pruned
@@ -75,26 +78,39 @@ def _own_score(recipe: str, task: Task) -> Score:
     if recipe == "random":
         return criteria.random(task.seed)
     if recipe == "diff_pruning":
-        _diff_pruning_gradients(task)
-        return criteria.taylor()
+        for name, parameter in task.base.named_parameters():
+            parameter.grad = task.gradients[name].to(parameter.device)
+        return criteria.taylor_without_norms() if task.settings.channels == "averaged" else criteria.taylor()
     return criteria.magnitude()
 
 
-def _diff_pruning_gradients(task: Task) -> None:
-    """Puts the summed gradients of one batch and one noise on the base, from t = 0 on."""
-    device = next(task.base.parameters()).device
-    stream = generator(torch.device("cpu"), "diff-pruning", task.seed)
-    chosen = torch.randperm(len(task.images), generator=stream)[: task.settings.images]
-    clean = to_unit_range(task.images.pixels[chosen]).to(device)
+def scoring_gradients(
+    base: nn.Module, images: Images, schedule: DDPMScheduler, settings: Pruning, seed: int
+) -> tuple[dict[str, Tensor], int]:
+    """Returns Diff-Pruning's gradients of one batch and one noise, summed from t = 0 on, and how many timesteps they hold.
+
+    They depend on the base and the seed, not on a size: one pass serves all.
+
+    Returns:
+        Parameter name -> gradient, on the CPU; and the number of timesteps.
+    """
+    device = next(base.parameters()).device
+    stream = generator(torch.device("cpu"), "diff-pruning", seed)
+    chosen = torch.randperm(len(images), generator=stream)[: settings.images]
+    clean = to_unit_range(images.pixels[chosen]).to(device)
     noise = torch.randn(clean.shape, generator=stream).to(device)
 
     def loss(timestep: int) -> Tensor:
         timesteps = torch.full((len(clean),), timestep, dtype=torch.int64, device=device)
-        batch = NoisyBatch(noisy=task.schedule.add_noise(clean, noise, timesteps), noise=noise, timesteps=timesteps)
-        return image_losses(predictor(task.base), batch).mean()
+        batch = NoisyBatch(noisy=schedule.add_noise(clean, noise, timesteps), noise=noise, timesteps=timesteps)
+        return image_losses(predictor(base), batch).mean()
 
-    steps = task.schedule.config.num_train_timesteps
-    criteria.accumulate_gradients(task.base, loss, train_timesteps=steps, threshold=task.settings.threshold)
+    base.eval()
+    steps = schedule.config.num_train_timesteps
+    used = criteria.accumulate_gradients(base, loss, train_timesteps=steps, threshold=settings.threshold)
+    gradients = {name: parameter.grad.cpu() for name, parameter in base.named_parameters() if parameter.grad is not None}
+    base.zero_grad()
+    return gradients, used
 
 
 def _forget(model: nn.Module, seed: int) -> None:

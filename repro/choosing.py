@@ -148,7 +148,7 @@ def _between(experiment: Experiment, budget: dict[str, float], seed: int, found:
     if not upper:
         return f"no size lies in between: the largest recorded one, P = {lower:g}, fits the budget"
     joint = joint_cell(Cell(method=METHOD, size=lower, seed=seed))
-    if not (is_made(experiment, joint) and is_made(experiment, base_cell(experiment.config))):
+    if not (is_made(experiment, joint) and is_made(experiment, base_cell(experiment.config, joint.seed))):
         return f"a size in between needs the trained weights, which do not lie in {experiment.runs}"
     try:
         return _trained_between(experiment, budget, load_supernet(experiment, joint), lower, upper, seed)
@@ -172,7 +172,7 @@ def _trained_between(
 
 def _untrained(experiment: Experiment, budget: dict[str, float], seed: int, trained: Supernet, lower: float, upper: float) -> Between | str:
     """Returns the largest size that fits between two trained ones, of which the larger does not, or why there is none."""
-    base = load_model(experiment, base_cell(experiment.config)).to(device())
+    base = load_model(experiment, base_cell(experiment.config, seed)).to(device())
     importance = score_base(experiment, base, seed)
     scores = ranking_scores(experiment, base, importance, seed)
     fits, fails, best = lower, upper, None

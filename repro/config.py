@@ -21,6 +21,7 @@ from repro.execution import Cluster, Execution
 from repro.harness.reading import MOST_INTEGER, parse_toml, read_toml
 from repro.networks import Denoiser, Network, Transformer
 from repro.sections import (
+    ABSENT,
     Allocation,
     Base,
     Classifier,
@@ -121,7 +122,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns everything that can change a result, as plain values, as a record holds it."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        plain: dict[str, Any] = json.loads(json.dumps(_written(self)))
         return {key: value for key, value in plain.items() if key not in CHANGE_NOTHING and value is not None}
 
     def sha256(self) -> str:
@@ -186,6 +187,14 @@ def build(cls: type, values: dict[str, Any], prefix: str = "") -> Any:
         return cls(**arguments)
     except ReproError as error:  # a section does not know its own name
         raise ReproError(f"{prefix}{error}") from error
+
+
+def _written(section: Any) -> Any:
+    """Returns a dataclass as a dictionary without the keys that came later and mean nothing at their value, so that hashes survive them."""
+    if not dataclasses.is_dataclass(section):
+        return section
+    items = [(item, getattr(section, item.name)) for item in dataclasses.fields(section)]
+    return {item.name: _written(value) for item, value in items if not (item.metadata.get(ABSENT) and value == item.default)}
 
 
 def _find(name_or_path: str) -> Path:

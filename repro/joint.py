@@ -23,7 +23,7 @@ from repro.ofa.importance import Importance
 from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import Law, draw_sizes, draw_widths, loss_weight
 from repro.ofa.supernet import Supernet
-from repro.planning import plan_of, ranking_scores, score_base, size_of
+from repro.planning import plan_of, ranking_scores, score_base, scoring_pflop, size_of
 from repro.single import losses_of, train_alone
 
 PLAN = "plan.json"
@@ -94,13 +94,14 @@ def load_supernet(experiment: Experiment, joint: Cell) -> Supernet:
 def make_joint(experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress, law: Law | None = None) -> Product:
     """Trains the supernet, one run for all sizes; `law` draws them in place of the configuration's sampling law."""
     config, settings = experiment.config, experiment.config.ofa_training
-    base = load_model(experiment, base_cell(config)).to(distributed.device())
+    base = load_model(experiment, base_cell(config, cell.seed)).to(distributed.device())
     pipes = pipes_of(base)
     report.stage("importance")
     with clock.phase("importance"):
         importance = score_base(experiment, base, cell.seed)
         scores = ranking_scores(experiment, base, importance, cell.seed)
         plan = plan_of(experiment, base, importance, scores)
+    scored = scoring_pflop(experiment, base)
     losses, taught = losses_of(experiment, base, settings)
     set_dropout(base, settings.dropout)
     supernet = Supernet(base, pipes, plan)
@@ -130,6 +131,7 @@ def make_joint(experiment: Experiment, cell: Cell, clock: Clock, report: CellPro
         parts=supernet.skeletons,
         subnets=_subnets_of_a_step(config, law),
         warm_up=_first_steps(draws, supernet.sizes, settings.steps) if config.compute.compile else (),
+        scoring_pflop=scored,
     )
     return Product(model=base, training=training, files={PLAN: plan.to_json().encode()})
 
@@ -192,7 +194,7 @@ def make_finetuned(experiment: Experiment, cell: Cell, clock: Clock, report: Cel
     model = extracted(supernet, cell)
     settings = experiment.config.finetuning
     set_dropout(model, settings.dropout)
-    base = load_model(experiment, base_cell(experiment.config))
+    base = load_model(experiment, base_cell(experiment.config, cell.seed))
     training = train_alone(experiment, cell, model, settings, clock, report, base)
     return Product(model=model, training=training, realised=size_of(supernet.base, model))
 

@@ -4,18 +4,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import safetensors.torch
 import torch
 
-from baselines.recipes import RECIPES, Criterion, Task, starting_network
+from baselines.recipes import RECIPES, Criterion, Task, scoring_gradients, starting_network
 from repro.config import Config, changed
 from repro.harness import distributed
 from repro.harness.cells import Cell, Experiment, Method, Product, Variant, base_cell
 from repro.harness.clock import Clock
+from repro.harness.cost import count_macs, train_pflop
 from repro.harness.denoiser import build_base, set_dropout
-from repro.harness.experiment import load_model
+from repro.harness.experiment import load_model, load_tensors
 from repro.harness.pretrained import load_pretrained
 from repro.harness.progress import CellProgress
 from repro.harness.randomness import derive_seed, generator
+from repro.harness.shipped import shipped_base
 from repro.joint import extracted, joint_cell, make_finetuned, make_joint, make_subnet
 from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import Law
@@ -24,19 +27,25 @@ from repro.planning import params_at, plan_of, ranking_scores, score_base, size_
 from repro.single import train_alone
 from repro.variants import FINETUNED, METHOD, TRAINED_ALONE, TRAINED_ONCE
 
+GRADIENTS = "gradients.safetensors"
+PRUNING_FACTORS = ("threshold", "channels")  # they change which channels go, so nothing at size 1
+
 
 def _make_base(experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress) -> Product:
     """Trains the base, or takes one that was trained elsewhere."""
     config = experiment.config
+    if config.base.source == "shipped":
+        return shipped_base(config, cell.seed)
     if config.base.source != "train":
         return Product(model=load_pretrained(config, experiment.places.cache), realised=1.0)
-    model = build_base(config.denoiser, seed=derive_seed("base", cell.seed), dropout=config.base_training.dropout)
+    model = build_base(config.denoiser, seed=derive_seed("base", cell.seed))
+    set_dropout(model, config.base_training.dropout)
     return Product(model=model, training=train_alone(experiment, cell, model, config.base_training, clock, report, model), realised=1.0)
 
 
 def _make_untrained(experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress) -> Product:
     """Takes a size out of the base by the method's own plan, without training."""
-    base = load_model(experiment, base_cell(experiment.config)).to(distributed.device())
+    base = load_model(experiment, base_cell(experiment.config, cell.seed)).to(distributed.device())
     report.stage("importance")
     with clock.phase("importance"):
         importance = score_base(experiment, base, cell.seed)
@@ -45,12 +54,32 @@ def _make_untrained(experiment: Experiment, cell: Cell, clock: Clock, report: Ce
     return Product(model=model, realised=size_of(base, model))
 
 
+def _make_scores(experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress) -> Product:
+    """Takes Diff-Pruning's gradients of a base, once for all sizes."""
+    base = load_model(experiment, base_cell(experiment.config, cell.seed)).to(distributed.device())
+    settings = experiment.config.pruning
+    report.stage("importance")
+    with clock.phase("importance"):
+        gradients, timesteps = scoring_gradients(base, experiment.images, experiment.schedule, settings, cell.seed)
+    images = timesteps * min(settings.images, len(experiment.images))
+    pflop = train_pflop(count_macs(base, experiment.image_shape).total, images)
+    about = {"images": images, "timesteps": timesteps, "train_pflop": pflop, "scoring_pflop": pflop}
+    return Product(training=about, files={GRADIENTS: safetensors.torch.save(gradients)})
+
+
 def _make_baseline(
-    recipe: str, trained: bool, experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress, criterion: Criterion | None = None
+    recipe: str,
+    trained: bool,
+    experiment: Experiment,
+    cell: Cell,
+    clock: Clock,
+    report: CellProgress,
+    criterion: Criterion | None = None,
+    scored_by: str = "",
 ) -> Product:
     """Prunes the base to a size, by the recipe's criterion or another, and, if asked to, trains what is left."""
     config = experiment.config
-    base = load_model(experiment, base_cell(config)).to(distributed.device())
+    base = load_model(experiment, base_cell(config, cell.seed)).to(distributed.device())
     assert cell.size is not None, cell.name
     task = Task(
         base=base,
@@ -59,6 +88,7 @@ def _make_baseline(
         schedule=experiment.schedule,
         settings=config.pruning,
         seed=cell.seed,
+        gradients=load_tensors(experiment, scores_cell(scored_by, cell), GRADIENTS) if scored_by and cell.size < 1 else {},
     )
     report.stage("importance")
     with clock.phase("importance"):
@@ -69,6 +99,11 @@ def _make_baseline(
     set_dropout(model, config.baseline_training.dropout)
     training = train_alone(experiment, cell, model, config.baseline_training, clock, report, base)
     return Product(model=model, training=training, realised=realised)
+
+
+def scores_cell(method: str, cell: Cell) -> Cell:
+    """Returns the cell that holds the one gradient pass which all sizes of a method share at a seed."""
+    return Cell(method=f"{method}_scores", size=None, seed=cell.seed)
 
 
 def _make_floor(experiment: Experiment, cell: Cell, _clock: Clock, _report: CellProgress) -> Product:
@@ -98,8 +133,8 @@ def _sizeless(_config: Config) -> tuple[None]:
     return (None,)
 
 
-def _needs_base(config: Config, _cell: Cell) -> tuple[Cell, ...]:
-    return (base_cell(config),)
+def _needs_base(config: Config, cell: Cell) -> tuple[Cell, ...]:
+    return (base_cell(config, cell.seed),)
 
 
 def _title(variant: Variant) -> str:
@@ -144,21 +179,52 @@ def trained_once(name: str, summary: str, variant: Variant | None = None, law: L
     return [joint, subnets]
 
 
-def trained_alone(name: str, recipe: str, summary: str, variant: Variant | None = None, criterion: Criterion | None = None) -> Method:
-    """Returns a method that prunes and trains every size alone; `criterion` scores the channels in place of the recipe's own."""
-    # At size 1 nothing is pruned: the recipes that inherit weights would be one run under several names; diff_pruning holds it. A
-    # threshold changes nothing there either.
-    own_whole = recipe == "scratch" or (recipe == "diff_pruning" and (variant is None or variant.factor != "threshold"))
-    return Method(
+def trained_alone(name: str, recipe: str, summary: str, variant: Variant | None = None, criterion: Criterion | None = None) -> list[Method]:
+    """Returns a method that prunes and trains every size alone, after the gradient pass that its sizes share where it has one of its own.
+
+    Args:
+        name: What the user types.
+        recipe: One of `baselines.recipes.RECIPES`, or the method's own name where a criterion is given.
+        summary: One line for the help.
+        variant: What it changes of another method.
+        criterion: Scores the channels in place of the recipe's own.
+    """
+    # At size 1 nothing is pruned: the recipes that inherit weights would be one run under several names; diff_pruning holds it. How
+    # channels are chosen changes nothing there either.
+    own_whole = recipe == "scratch" or (recipe == "diff_pruning" and (variant is None or variant.factor not in PRUNING_FACTORS))
+    scored_by = ""
+    if recipe == "diff_pruning" and criterion is None:
+        scored_by = name if variant is None or variant.factor == "threshold" else variant.of
+
+    def delivered_by(_config: Config, cell: Cell) -> tuple[Cell, ...]:
+        return (scores_cell(scored_by, cell),) if scored_by and cell.size != 1 else ()
+
+    def needs(config: Config, cell: Cell) -> tuple[Cell, ...]:
+        return (*_needs_base(config, cell), *delivered_by(config, cell))
+
+    method = Method(
         name=name,
         summary=summary,
         sizes=_varied(_reported if own_whole else _pruned, variant),
-        make=partial(_make_baseline, recipe, True, criterion=criterion),
-        needs=_needs_base,
+        make=partial(_make_baseline, recipe, True, criterion=criterion, scored_by=scored_by),
+        needs=needs,
+        delivered_by=delivered_by,
         budget=lambda _config: "baseline_training",
-        scores="diff_pruning" if recipe == "diff_pruning" else "",
         variant=variant,
     )
+    if scored_by != name:
+        return [method]
+    scores = Method(
+        name=f"{name}_scores",
+        summary=f"{summary}: the one gradient pass that scores the channels for all sizes",
+        sizes=_varied(_sizeless, variant),
+        make=_make_scores,
+        needs=_needs_base,
+        judged=False,
+        scores="diff_pruning",
+        variant=variant,
+    )
+    return [scores, method]
 
 
 CONTROLS = [
@@ -190,7 +256,7 @@ BASE = Method(
     prunes="pipes",
 )
 THE_METHOD = trained_once("ofa", "OFA-Diffusion")
-BASELINES = [trained_alone(recipe, recipe, summary) for recipe, summary in RECIPES.items()]
+BASELINES = [method for recipe, summary in RECIPES.items() for method in trained_alone(recipe, recipe, summary)]
 VARIANTS = [
     *(method for name, variant in TRAINED_ONCE.items() for method in trained_once(name, _title(variant), variant)),
     Method(
@@ -204,6 +270,6 @@ VARIANTS = [
         prunes="pipes",
         variant=FINETUNED,
     ),
-    *(trained_alone(name, variant.of, _title(variant), variant) for name, variant in TRAINED_ALONE.items()),
+    *(method for name, variant in TRAINED_ALONE.items() for method in trained_alone(name, variant.of, _title(variant), variant)),
 ]
 METHODS = {method.name: method for method in [*CONTROLS, BASE, *THE_METHOD, *BASELINES, *VARIANTS]}

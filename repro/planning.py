@@ -5,7 +5,7 @@ from torch import nn
 
 from repro.harness import distributed
 from repro.harness.cells import Experiment
-from repro.harness.cost import count_params
+from repro.harness.cost import activation_gradient_pflop, count_macs, count_params
 from repro.harness.denoiser import build_base
 from repro.harness.diffusion import NoisyBatches, image_losses, predictor
 from repro.harness.randomness import derive_seed
@@ -18,11 +18,16 @@ def score_base(experiment: Experiment, base: nn.Module, seed: int) -> Importance
     """Scores the channels of a base on training images without augmentation (paper, Formula 4); the ranks share the batches."""
     settings, pipes = experiment.config.importance, pipes_of(base)
     batches = NoisyBatches(experiment.images, experiment.schedule, batch_size=settings.batch_size, seed=seed, device=distributed.device())
-    count = max(1, settings.images // settings.batch_size)
+    count = settings.images // settings.batch_size
     mine = range(distributed.rank(), count, distributed.ranks())
     return pipe_importance(
         base, pipes, (batches(step) for step in mine), lambda model, batch: image_losses(predictor(model), batch), _of_all_ranks
     )
+
+
+def scoring_pflop(experiment: Experiment, base: nn.Module) -> float:
+    """Returns the work of `score_base`, in 10^15 FLOP."""
+    return activation_gradient_pflop(count_macs(base, experiment.image_shape).total, experiment.config.importance.images)
 
 
 def _of_all_ranks(scored: list[Scored]) -> list[Scored]:

@@ -127,8 +127,8 @@ def _existing(folder: Path) -> Path:
 def _check_weights(experiment: Experiment, cells: list[Cell]) -> None:
     """Makes sure that the weights which are not made here can be had and are the right ones."""
     config, places = experiment.config, experiment.places
-    base = base_cell(config)
-    if config.base.source != "train" and base in cells and not is_made(experiment, base):
+    base = base_cell(config, 0)
+    if config.base.source in ("hub", "path") and base in cells and not is_made(experiment, base):
         model = load_pretrained(config, places.cache)
         name = config.base.repository or config.base.folder
         say(f"base: {name}, {count_params(model.parameters()):,} parameters, {config.base.weights} weights")

@@ -6,7 +6,8 @@ A section does not know its own name; who builds it puts the name before the mes
 import difflib
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from repro.errors import ReproError
 
@@ -19,6 +20,12 @@ EXAMPLE = "such as google/ddpm-cifar10-32"
 MOST_LEVELS, MOST_BLOCKS, MOST_CHANNELS = 16, 64, 2**16
 MOST_STEPS, MOST_TIMESTEPS = 10**9, 10**6
 MOST_THREADS = 1024
+ABSENT = "left out of the hash at its default"
+
+
+def added(absent: Any) -> Any:
+    """Returns the field of a key that came later: at this value it means what its absence meant, and it is left out of the hash."""
+    return field(default=absent, metadata={ABSENT: True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +98,8 @@ class ImportanceSettings:
     def __post_init__(self) -> None:
         check("images", self.images >= 1, "must be at least 1")
         check("batch_size", self.batch_size >= 1, "must be at least 1")
+        whole = self.images % self.batch_size == 0
+        check("images", whole, f"must be a multiple of importance.batch_size, {self.batch_size}: whole batches are scored")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +149,22 @@ class SamplingLaw:
 class Training:
     """The budget and optimiser of one training run: Adam, warm-up, EMA.
 
-    `distillation` is the share of the loss that asks for the base's prediction in place of the noise; 0 has no teacher.
+    Attributes:
+        steps: Optimisation steps.
+        batch_size: Images of a step, over all ranks.
+        learning_rate: Its peak.
+        warmup_steps: Steps in which it rises to that.
+        schedule: What follows: `constant`, or a `cosine` down to 0.
+        gradient_clipping: The largest norm of the gradient; 0 clips nothing.
+        ema_decay: Of the average of the weights, at every step; the first step's average is the weights that the run starts from.
+        dropout: In the residual (and feed-forward) units.
+        horizontal_flip: Whether every image is mirrored with probability 1/2.
+        zero_stage: Of DeepSpeed.
+        checkpoint_every_steps: How often the state is kept.
+        distillation: The share of the loss that asks for the base's prediction in place of the noise; 0 has no teacher.
+        loss_reduction: Whether an image's loss is the `mean` or the `sum` of its pixels'. Adam hardly tells the two apart, clipping does.
+        timesteps: Of a batch: `independent`, or `antithetic`, where half of them are T - 1 - t of the other half (DDIM's code).
+        loss_weighting: Of the timesteps: `uniform`, or `min_snr`, min(SNR, 5) / SNR on the error of the noise (Hang et al., 2023).
     """
 
     steps: int
@@ -155,6 +179,9 @@ class Training:
     zero_stage: int = 0
     checkpoint_every_steps: int = 1000
     distillation: float = 0.0
+    loss_reduction: str = added("mean")
+    timesteps: str = added("independent")
+    loss_weighting: str = added("uniform")
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size", "checkpoint_every_steps"):
@@ -166,6 +193,9 @@ class Training:
         check("dropout", 0 <= self.dropout < 1, "must lie in [0, 1)")
         check("distillation", 0 <= self.distillation <= 1, "must lie in [0, 1]")
         one_of("schedule", self.schedule, ("constant", "cosine"))
+        one_of("loss_reduction", self.loss_reduction, ("mean", "sum"))
+        one_of("timesteps", self.timesteps, ("independent", "antithetic"))
+        one_of("loss_weighting", self.loss_weighting, ("uniform", "min_snr"))
         check(
             "zero_stage",
             self.zero_stage in (0, 1, 2),
@@ -178,8 +208,9 @@ class Base:
     """The pretrained network that both approaches start from.
 
     Attributes:
-        source: `train` (the harness trains it, at a cost of its own), `hub` (a repository of the Hugging Face hub) or `path` (a folder).
-        seed: Of `train`.
+        source: `train` (the harness trains one for each seed, at a cost of its own), `shipped` (one for each seed came with this package,
+            trained by it), `hub` (a repository of the Hugging Face hub) or `path` (a folder): one for all seeds.
+        sha256: Of `shipped`: the hashes of the files, for seeds 0, 1, 2, ...
         repository: Of `hub`.
         revision: Of `hub`: the commit, so that the weights are the same tomorrow.
         folder: Of `path`: a diffusers folder, a pipeline's or a network's.
@@ -187,14 +218,16 @@ class Base:
     """
 
     source: str = "train"
-    seed: int = 0
+    sha256: tuple[str, ...] = added(())
     repository: str = ""
     revision: str = ""
     folder: str = ""
     weights: str = "ema"
 
     def __post_init__(self) -> None:
-        one_of("source", self.source, ("train", "hub", "path"))
+        one_of("source", self.source, ("train", "shipped", "hub", "path"))
+        check("sha256", bool(self.sha256) or self.source != "shipped", "is needed by base.source = 'shipped', one hash for each seed")
+        check("sha256", all(map(is_sha256, self.sha256)), "must be 64 hexadecimal digits each")
         one_of("weights", self.weights, ("ema", "raw", "unknown"))
         named = REPOSITORY.fullmatch(self.repository) is not None and ".." not in self.repository
         check("repository", bool(self.repository) or self.source != "hub", f"is needed by base.source = 'hub', {EXAMPLE}")
@@ -202,18 +235,36 @@ class Base:
         pinned = len(self.revision) == 40 and set(self.revision) <= set("0123456789abcdef")
         check("revision", pinned or self.source != "hub", "must be the 40 digits of a commit: a branch's weights may change")
         check("folder", bool(self.folder) or self.source != "path", "is needed by base.source = 'path'")
-        check("weights", self.weights == "ema" or self.source != "train", "are 'ema' where the harness trains the base")
+        given = self.source in ("hub", "path")
+        check("weights", self.weights == "ema" or given, "must be 'ema' when base.source = 'train' or 'shipped'")
+
+    @property
+    def one_for_each_seed(self) -> bool:
+        """Whether every seed has a base of its own."""
+        return self.source in ("train", "shipped")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """How the independent baselines are pruned (Diff-Pruning, Fang et al., 2023)."""
+    """How the independent baselines are pruned (Diff-Pruning, Fang et al., 2023).
+
+    Attributes:
+        images: Of the one batch that Diff-Pruning takes its gradients on.
+        threshold: The share of the largest loss below which a timestep, and all after it, are left out.
+        channels: `in_groups` ranks channels inside each normalisation group and head, norms scored too, as Diff-Pruning does; `averaged`
+            is what torch-pruning 1.6.1 does by itself: scores averaged over the groups, norms not looked at.
+        timesteps: How many timesteps the threshold is expected to leave; budgets of equal compute count the gradient pass by it.
+    """
 
     images: int = 128
     threshold: float = 0.05
+    channels: str = added("in_groups")
+    timesteps: int = added(0)
 
     def __post_init__(self) -> None:
         check("images", self.images >= 1, "must be at least 1")
+        check("timesteps", self.timesteps >= 0, "must not be negative; 0 counts all of them")
+        one_of("channels", self.channels, ("in_groups", "averaged"))
         check("threshold", 0 <= self.threshold < 1, "must lie in [0, 1)")
 
 
@@ -301,6 +352,7 @@ class Classifier:
         held_out: Share of the training images that the accuracy is measured on, where the data set has no test images of its own.
         least_accuracy: What it must reach.
         seed: Of its weights and batches.
+        sha256: Of the file that came with this package and is used as it is; empty trains one, whose distances are on another scale.
     """
 
     width: int = 32
@@ -317,6 +369,7 @@ class Classifier:
     held_out: float = 0.2
     least_accuracy: float = 0.97
     seed: int = 0
+    sha256: str = added("")
 
     def __post_init__(self) -> None:
         limits = {"width": MOST_CHANNELS, "levels": MOST_LEVELS, "blocks": MOST_BLOCKS, "steps": MOST_STEPS, "batch_size": MOST_STEPS}
@@ -329,6 +382,7 @@ class Classifier:
         check("width", self.width % 8 == 0, "must be a multiple of 8: its normalisation has 8 groups")
         check("learning_rate", 0 < self.learning_rate < math.inf, "must be positive and finite")
         check("held_out", 0 < self.held_out < 1, "must lie in (0, 1)")
+        check("sha256", not self.sha256 or is_sha256(self.sha256), "must be 64 hexadecimal digits")
         check("least_accuracy", 0 <= self.least_accuracy <= 1, "must lie in [0, 1]")
 
 

@@ -45,7 +45,7 @@ def describe_sizes(experiment: Experiment, *, only: Sequence[float] | None, prun
         if asked not in experiment.config.sizes.trained:
             raise ReproError(f"--sizes {asked:g}: not a trained size; add it with --set sizes.trained")
     config = experiment.config
-    cell = base_cell(config)
+    cell = base_cell(config, 0)
     if is_made(experiment, cell):
         scored = load_model(experiment, cell).to(device())
         importance, source = score_base(experiment, scored, 0), "the trained base's importances"

@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from repro.config import Config, Training
 from repro.harness.cells import Cell, Experiment, Method, base_cell, state_of
 from repro.harness.classifier_network import Classifier
-from repro.harness.cost import count_macs, pipe_macs, train_pflop
+from repro.harness.cost import activation_gradient_pflop, count_macs, pipe_macs, train_pflop
 from repro.harness.denoiser import build_base
+from repro.harness.diffusion import sampling_timesteps
 from repro.harness.experiment import is_made
 from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import expected_shares
@@ -140,7 +141,7 @@ def _downloads(experiment: Experiment, cells: list[Cell], costs: Costs) -> Stage
     config, places = experiment.config, experiment.places
     data = config.data.name == "cifar10" and places.data_root is None and not (places.cache / "data" / "cifar-10-python.tar.gz").exists()
     inception = config.evaluation.metric in INCEPTION_MACS and not (places.inception_weights or any(places.cache.glob("*inception*")))
-    base = config.base.source == "hub" and base_cell(config) in cells and not (places.cache / "hub").exists()
+    base = config.base.source == "hub" and base_cell(config, 0) in cells and not (places.cache / "hub").exists()
     gb = CIFAR10_GB * data + INCEPTION_GB * inception + base * 4 * costs.params[1.0] / GB
     return Stage(name="data and weights", kind="other", kept_gb=gb, in_cache=True)
 
@@ -148,18 +149,23 @@ def _downloads(experiment: Experiment, cells: list[Cell], costs: Costs) -> Stage
 def _scoring(config: Config, method: Method, cells: list[Cell], macs: float) -> Stage:
     """Formula 4 for the method; for Diff-Pruning, one batch at every timestep down to the threshold, so at most at all of them."""
     images = 0
+    work = train_pflop
     if method.scores == "formula4":
-        settings = config.importance
-        images = len(cells) * settings.batch_size * max(1, settings.images // settings.batch_size)
+        images, work = len(cells) * config.importance.images, activation_gradient_pflop
     if method.scores == "diff_pruning":
-        images = sum(cell.size != 1 for cell in cells) * config.pruning.images * config.diffusion.num_train_timesteps
-    title = f"{method.name}: importance" + (", at most" if method.scores == "diff_pruning" else "")
-    return Stage(name=title, kind="training", images=images, passes=images, pflop=train_pflop(macs, images))
+        images = len(cells) * config.pruning.images * (config.pruning.timesteps or config.diffusion.num_train_timesteps)
+    at_most = method.scores == "diff_pruning" and not config.pruning.timesteps
+    title = f"{method.name}: importance" + (", at most" if at_most else "")
+    return Stage(name=title, kind="training", images=images, passes=images, pflop=work(macs, images))
 
 
 def _training(config: Config, method: Method, cells: list[Cell], costs: Costs) -> Stage:
     """The training of a method's cells, and the networks that they leave; a teacher's forward pass is a third of a training step's."""
-    params = [costs.params[1.0 if cell.size is None else cell.size] for cell in cells if cell.method not in ("floor", "noise")]
+    params = [
+        costs.params[1.0 if cell.size is None else cell.size]
+        for cell in cells
+        if cell.method not in ("floor", "noise") and method.scores != "diff_pruning"
+    ]
     kept, section = 4 * sum(params) / GB, method.budget(config)
     if not section:
         return Stage(name=f"{method.name}: networks", kind="other", kept_gb=kept)
@@ -187,20 +193,22 @@ def _training(config: Config, method: Method, cells: list[Cell], costs: Costs) -
 def _sampling(experiment: Experiment, cells: list[Cell], costs: Costs) -> Stage:
     settings = experiment.config.evaluation
     each = settings.samples * len(settings.sampling_seeds)
+    nfe = len(sampling_timesteps(experiment.config.diffusion.num_train_timesteps, settings.sampler_steps, settings.spacing))
     drawn = [cell.size for cell in cells if cell.size is not None]
     return Stage(
         name=f"{cells[0].method}: sampling",
         kind="sampling",
         images=each * len(drawn),
-        passes=float(each * len(drawn) * settings.sampler_steps),
-        pflop=sum(2 * costs.macs[size] * settings.sampler_steps * each / 1e15 for size in drawn),
+        passes=float(each * len(drawn) * nfe),
+        pflop=sum(2 * costs.macs[size] * nfe * each / 1e15 for size in drawn),
         passing_gb=each * math.prod(experiment.image_shape) / GB,
     )
 
 
 def _classifier(experiment: Experiment, judged: list[Cell]) -> Stage:
     settings, metric = experiment.config.classifier, experiment.config.evaluation.metric
-    images = settings.steps * settings.batch_size if metric == "fid_classifier" and judged else 0
+    trained = metric == "fid_classifier" and not settings.sha256
+    images = settings.steps * settings.batch_size if trained and judged else 0
     return Stage(name="classifier: training", kind="features", images=images, pflop=train_pflop(_classifier_macs(experiment), images))
 
 

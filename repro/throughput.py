@@ -135,7 +135,7 @@ def _supernet(experiment: Experiment, sizes: tuple[float, ...]) -> Supernet:
     """Returns an untrained supernet of the sizes, planned with equal importances."""
     chosen = tuple(dict.fromkeys(sizes))
     config = dataclasses.replace(experiment.config, sizes=Sizes(trained=chosen, reported=chosen))
-    base = build_base(config.denoiser, seed=0, dropout=config.ofa_training.dropout)
+    base = build_base(config.denoiser, seed=0)
     plan = plan_of(dataclasses.replace(experiment, config=config), base, equal_importance(base))
     return Supernet(base, pipes_of(base), plan)
 

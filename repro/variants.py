@@ -32,8 +32,15 @@ def chain(config: Config, count: int) -> tuple[float, ...]:
 def compute_ratio(config: Config) -> float:
     """Returns how many times the compute of one joint run the independent runs of all reported sizes take, by analytic training work.
 
-    MACs are taken as affine in P, the same for both sides: whole - (1 - P) * internal.
+    MACs are taken as affine in P, the same for both sides: whole - (1 - P) * internal. What scores the channels counts on both sides too:
+    Formula 4 takes a forward and one backward pass, 2/3 of a training image's work, and Diff-Pruning's pass a training image's.
     """
+    alone, joint, scoring, formula4 = compute(config)
+    return (alone + scoring) / (joint + formula4)
+
+
+def compute(config: Config) -> tuple[float, float, float, float]:
+    """Returns the MACs, times images, of all independent training runs, of the joint run, of Diff-Pruning's scoring and of Formula 4."""
     shares = expected_shares(
         config.sizes.trained, law=config.sampling_law.law, m=config.sampling_law.m, k=config.sampling_law.sandwich_random
     )
@@ -41,7 +48,9 @@ def compute_ratio(config: Config) -> float:
     joint = sum(share * (whole - (1 - size) * internal) for size, share in shares.items())
     alone = sum(whole - (1 - size) * internal for size in config.sizes.reported)
     images = [settings.steps * settings.batch_size for settings in (config.baseline_training, config.ofa_training)]
-    return alone * images[0] / (joint * images[1])
+    pruning = config.pruning
+    scoring = pruning.images * (pruning.timesteps or config.diffusion.num_train_timesteps) * whole
+    return alone * images[0], joint * images[1], scoring, config.importance.images * whole * 2 / 3
 
 
 @lru_cache
@@ -51,6 +60,13 @@ def _macs(network: Denoiser) -> tuple[float, float]:
         base = build_base(network, seed=0)
     shape = image_shape(network)
     return float(count_macs(base, shape).total), sum(pipe_macs(base, pipes_of(base), shape).values())
+
+
+def _scaled(steps: int, config: Config, *, of_joint: bool) -> int:
+    """Returns the steps with which one side's whole compute, scoring included, is that of the other; at least 1."""
+    alone, joint, scoring, formula4 = compute(config)
+    factor = (alone + scoring - formula4) / joint if of_joint else (joint + formula4 - scoring) / alone
+    return max(1, round(steps * factor))
 
 
 def _set(**values: Any) -> Callable[[Config], Mapping[str, Any]]:
@@ -86,7 +102,7 @@ TRAINED_ONCE = {
     "ofa_long": _ofa(
         "budget",
         "the compute of all independent runs",
-        lambda config: {"ofa_training.steps": max(1, round(compute_ratio(config) * config.ofa_training.steps))},
+        lambda config: {"ofa_training.steps": _scaled(config.ofa_training.steps, config, of_joint=True)},
     ),
 }
 # Each trains every size alone, as diff_pruning does.
@@ -103,7 +119,13 @@ TRAINED_ALONE = {
         of="diff_pruning",
         factor="budget",
         label="the compute of one joint run, shared by all sizes",
-        changes=lambda config: {"baseline_training.steps": max(1, round(config.baseline_training.steps / compute_ratio(config)))},
+        changes=lambda config: {"baseline_training.steps": _scaled(config.baseline_training.steps, config, of_joint=False)},
+    ),
+    "diff_pruning_averaged": Variant(
+        of="diff_pruning",
+        factor="channels",
+        label="averaged over normalisation groups, norms unscored",
+        changes=_set(pruning__channels="averaged"),
     ),
 }
 FINETUNED = _ofa("fine-tune", "each size after its extraction", _set())

@@ -53,7 +53,7 @@ class Setting:
 
     def base(self) -> nn.Module:
         """Builds the base."""
-        base: nn.Module = build_base(self.config.denoiser, seed=0, dropout=self.training.dropout)
+        base: nn.Module = build_base(self.config.denoiser, seed=0)
         return base
 
     def supernet(self) -> Supernet:

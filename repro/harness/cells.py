@@ -87,7 +87,7 @@ class Method:
         delivered_by: Those of them whose cost has to be paid for this cell, the base excluded.
         budget: The section of the configuration whose training it spends; empty where it trains nothing.
         judged: Whether its product has a quality.
-        scores: How its channels are scored by gradients: `formula4`, `diff_pruning`, or not at all.
+        scores: How its own cells score channels by gradients: `formula4`, `diff_pruning`, or not at all.
         prunes: What it narrows: the `pipes` of the base, or the whole `network`.
         variant: What it changes of another method; None for a method of its own.
     """
@@ -197,9 +197,9 @@ class Experiment:
         return record
 
 
-def base_cell(config: Config) -> Cell:
-    """Returns the cell that everything starts from."""
-    return Cell(method="base", size=1.0, seed=config.base.seed)
+def base_cell(config: Config, seed: int) -> Cell:
+    """Returns the cell that everything at a seed starts from: a base of its own, or the one that was given for all seeds."""
+    return Cell(method="base", size=1.0, seed=seed if config.base.one_for_each_seed else 0)
 
 
 def plan_cells(config: Config, methods: Mapping[str, Method], names: list[str], sizes: list[float] | None, seeds: list[int]) -> list[Cell]:
@@ -226,8 +226,8 @@ def plan_cells(config: Config, methods: Mapping[str, Method], names: list[str], 
     for name in names:
         for size in methods[name].sizes(config):
             if size is None or sizes is None or size in sizes or name == "base":
-                for seed in [config.base.seed] if name == "base" else seeds:
-                    add(Cell(method=name, size=size, seed=seed))
+                for seed in seeds:
+                    add(base_cell(config, seed) if name == "base" else Cell(method=name, size=size, seed=seed))
     return list(cells)
 
 
@@ -269,13 +269,14 @@ def _difference(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") 
     return "hash differs"
 
 
-def training_summary(settings: Training, *, pflop: float, curve: list[list[float]]) -> dict[str, Any]:
-    """Returns what a record says of a training run."""
+def training_summary(settings: Training, *, pflop: float, scoring_pflop: float, curve: list[list[float]]) -> dict[str, Any]:
+    """Returns what a record says of a training run; its PFLOP hold those of the scoring that went before it."""
     return {
         "steps": settings.steps,
         "batch_size": settings.batch_size,
         "images": settings.steps * settings.batch_size,
-        "train_pflop": pflop,
+        "train_pflop": pflop + scoring_pflop,
+        "scoring_pflop": scoring_pflop,
         "final_loss": curve[-1][1],
         "curve": curve,
         "settings": dataclasses.asdict(settings),

@@ -27,6 +27,7 @@ from repro.harness.data import Images, to_unit_range
 from repro.harness.labelled_batches import LabelledBatches
 from repro.harness.randomness import derive_seed, generator
 from repro.harness.reading import open_regular
+from repro.harness.shipped import shipped_file
 from repro.harness.storage import sha256_of_file, write_atomically
 from repro.harness.training import Reporter, Run, train
 from repro.harness.weights import load_weights
@@ -84,7 +85,9 @@ class Extractor:
 
 
 def classifier_for(images: Images, settings: Settings, cache: Path, report: Reporter) -> Extractor:
-    """Returns the classifier of a labelled set, trained on first use and cached by the hash of all that determines it.
+    """Returns the classifier of a labelled set: the one that came with the package, or one that is trained on first use.
+
+    One that is trained here is cached by the hash of all that determines it; its distances are on a scale of their own, by its hash.
 
     Where it has yet to be trained, every rank must call this: the ranks share each batch.
 
@@ -98,6 +101,8 @@ def classifier_for(images: Images, settings: Settings, cache: Path, report: Repo
         RunError: It labels fewer images that it has not seen right than the configuration asks for.
         ReproError: The images have no labels, or the cached file is damaged.
     """
+    if settings.sha256:
+        return _shipped(images, settings.sha256)
     labels = hashlib.sha256(images.labels.numpy().tobytes()).hexdigest()
     test = images.test.sha256 if images.test is not None else None
     key = derive_seed("classifier", images.sha256, labels, test, sorted(asdict(settings).items()))
@@ -113,6 +118,17 @@ def classifier_for(images: Images, settings: Settings, cache: Path, report: Repo
             save_classifier(path, model, settings, accuracy)
     _, accuracy = load_classifier(path)
     return Extractor(path=path, sha256=sha256_of_file(path), held_out_accuracy=accuracy)
+
+
+def _shipped(images: Images, sha256: str) -> Extractor:
+    path = shipped_file(sha256, "classifier.sha256")
+    model, accuracy = load_classifier(path)
+    theirs, ours = (model.stem.in_channels, model.head.out_features), (images.pixels.shape[1], _count_classes(images))
+    if theirs != ours:
+        raise ReproError(
+            f"classifier.sha256: it takes {theirs[0]} channels and has {theirs[1]} labels, {images.name} {ours[0]} and {ours[1]}"
+        )
+    return Extractor(path=path, sha256=sha256, held_out_accuracy=accuracy)
 
 
 def save_classifier(path: Path, model: Classifier, settings: Settings, accuracy: float) -> None:

@@ -132,6 +132,11 @@ def train_pflop(macs: float, images: int) -> float:
     return 3 * 2 * macs * images / 1e15
 
 
+def activation_gradient_pflop(macs: float, images: int) -> float:
+    """Returns the analytic work of gradients of the activations alone, as Formula 4 needs them: one pass back, none for the weights."""
+    return 2 * 2 * macs * images / 1e15
+
+
 @dataclass(frozen=True, kw_only=True)
 class Latency:
     """How long one forward pass on a batch takes.
@@ -202,6 +207,7 @@ def _now(device: torch.device) -> float:
 __all__ = [
     "Latency",
     "Macs",
+    "activation_gradient_pflop",
     "count_macs",
     "count_macs_torch_pruning",
     "count_params",

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DiTTransformer2DModel, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_processor import Attention
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -93,13 +94,13 @@ PrunedDenoiser = PrunedUNet2DModel | PrunedDiT2DModel
 READERS = {"PrunedUNet2DModel": (PrunedUNet2DModel, network_arguments), "PrunedDiT2DModel": (PrunedDiT2DModel, dit_arguments)}
 
 
-def build_base(settings: Denoiser, *, seed: int, dropout: float = 0.0) -> Any:
+def build_base(settings: Denoiser, *, seed: int) -> Any:
     """Builds the base, a `UNet2DModel` or a `PrunedDiT2DModel` that is whole, with random weights that depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if isinstance(settings, Network):
-            return UNet2DModel(**unet_arguments(settings), dropout=dropout)
-        transformer = PrunedDiT2DModel(**transformer_arguments(settings), dropout=dropout)
+            return UNet2DModel(**unet_arguments(settings))
+        transformer = PrunedDiT2DModel(**transformer_arguments(settings))
         _start_as_identity(transformer)
         return transformer
 
@@ -121,10 +122,15 @@ def _start_as_identity(transformer: PrunedDiT2DModel) -> None:
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
-    """Sets the probability of every dropout layer."""
+    """Sets the dropout of every network that is trained: in the residual units of a UNet, in the feed-forward units of a transformer.
+
+    Attention has none, as in DDPM (Ho et al., 2020), EDM (Karras et al., 2022) and Diff-Pruning's code.
+    """
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    spared = {id(layer) for attention in attentions for layer in attention.modules()}
     for module in model.modules():
         if isinstance(module, nn.Dropout):
-            module.p = probability
+            module.p = 0.0 if id(module) in spared else probability
 
 
 def channel_widths(model: nn.Module) -> Widths:

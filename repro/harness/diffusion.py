@@ -13,6 +13,7 @@ from repro.harness.data import Images, to_pixels, to_unit_range
 from repro.harness.randomness import derive_seed, generator
 
 Predict = Callable[[Tensor, Tensor], Tensor]
+MIN_SNR_GAMMA = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +24,17 @@ class NoisyBatch:
         noisy: The diffused images, [B, C, H, W].
         noise: What was added, [B, C, H, W].
         timesteps: int64, [B].
+        weights: The factors on the images' losses, [B]; None has 1 for all.
     """
 
     noisy: Tensor
     noise: Tensor
     timesteps: Tensor
+    weights: Tensor | None = None
+
+    def _each(self, of: Callable[[Tensor], Tensor]) -> "NoisyBatch":
+        weights = None if self.weights is None else of(self.weights)
+        return NoisyBatch(noisy=of(self.noisy), noise=of(self.noise), timesteps=of(self.timesteps), weights=weights)
 
     def parts(self, count: int) -> list["NoisyBatch"]:
         """Deals the batch out in `count` equal parts, the first image to the first part, the second to the second, and so on.
@@ -35,15 +42,12 @@ class NoisyBatch:
         Ranks take their slices in the same way, and `shares` cuts a part into pieces: so what an image is used for does not depend on
         the number of ranks or parts. The batch must be divisible by `count`.
         """
-        return [
-            NoisyBatch(noisy=self.noisy[part::count], noise=self.noise[part::count], timesteps=self.timesteps[part::count])
-            for part in range(count)
-        ]
+        return [self._each(lambda tensor, part=part: tensor[part::count]) for part in range(count)]  # type: ignore[misc]
 
     def shares(self, count: int) -> list["NoisyBatch"]:
         """Shares the batch out in `count` equal parts; the batch must be divisible by it."""
-        parts = zip(self.noisy.chunk(count), self.noise.chunk(count), self.timesteps.chunk(count), strict=True)
-        return [NoisyBatch(noisy=noisy, noise=noise, timesteps=timesteps) for noisy, noise, timesteps in parts]
+        assert len(self.noisy) % count == 0, (len(self.noisy), count)
+        return [self._each(lambda tensor, share=share: tensor.chunk(count)[share]) for share in range(count)]  # type: ignore[misc]
 
 
 def noise_schedule(settings: Diffusion) -> DDPMScheduler:
@@ -79,8 +83,8 @@ def predictor(model: torch.nn.Module, *leading: object) -> Predict:
 
 
 def image_losses(predict: Predict, batch: NoisyBatch) -> Tensor:
-    """Returns the noise-prediction error of each image, averaged over its pixels, shape [B] (DDPM, L_simple)."""
-    return (predict(batch.noisy, batch.timesteps) - batch.noise).square().flatten(1).mean(dim=1)
+    """Returns the noise-prediction error of each image, averaged over its pixels, shape [B] (DDPM, L_simple), with the batch's weights."""
+    return _weighted((predict(batch.noisy, batch.timesteps) - batch.noise).square().flatten(1).mean(dim=1), batch)
 
 
 def distillation_losses(predict: Predict, teacher: Predict, batch: NoisyBatch, share: float) -> Tensor:
@@ -89,7 +93,18 @@ def distillation_losses(predict: Predict, teacher: Predict, batch: NoisyBatch, s
     with torch.no_grad():
         asked = teacher(batch.noisy, batch.timesteps)
     errors = [(predicted - target).square().flatten(1).mean(dim=1) for target in (batch.noise, asked)]
-    return (1 - share) * errors[0] + share * errors[1]
+    return _weighted((1 - share) * errors[0] + share * errors[1], batch)
+
+
+def _weighted(losses: Tensor, batch: NoisyBatch) -> Tensor:
+    return losses if batch.weights is None else losses * batch.weights
+
+
+def min_snr_weights(schedule: DDPMScheduler, gamma: float = MIN_SNR_GAMMA) -> Tensor:
+    """Returns the factor on the noise-prediction error of every timestep, min(SNR, gamma) / SNR, shape [T] (Hang et al., 2023)."""
+    alpha_bars: Tensor = schedule.alphas_cumprod
+    ratio = alpha_bars / (1 - alpha_bars)
+    return ratio.clamp(max=gamma) / ratio
 
 
 class NoisyBatches:
@@ -104,6 +119,8 @@ class NoisyBatches:
         seed: The run's seed.
         device: Where the batches are made; the whole set lives there.
         horizontal_flip: Whether every image is mirrored with probability 1/2.
+        antithetic: Whether the second half of a batch has timesteps T - 1 - t of the first.
+        weighting: Of the timesteps' losses: "uniform" or "min_snr".
         rank: This process.
         ranks: How many share a batch.
     """
@@ -117,6 +134,8 @@ class NoisyBatches:
         seed: int,
         device: torch.device,
         horizontal_flip: bool = False,
+        antithetic: bool = False,
+        weighting: str = "uniform",
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
@@ -126,6 +145,8 @@ class NoisyBatches:
         self._seed = seed
         self._device = device
         self._flip = horizontal_flip
+        self._antithetic = antithetic
+        self._weights = min_snr_weights(schedule).to(device) if weighting == "min_snr" else None
         self._slice = slice(rank, None, ranks)
         self._epoch = (-1, torch.empty(0, dtype=torch.int64))
 
@@ -135,12 +156,17 @@ class NoisyBatches:
         shape = (self._batch_size, *self._pixels.shape[1:])
         noise = torch.randn(shape, generator=stream, device=self._device)[self._slice]
         steps = self._schedule.config.num_train_timesteps
-        timesteps = torch.randint(0, steps, shape[:1], generator=stream, device=self._device)[self._slice]
+        timesteps = torch.randint(0, steps, shape[:1], generator=stream, device=self._device)
+        if self._antithetic:
+            half = timesteps[: (len(timesteps) + 1) // 2]
+            timesteps = torch.cat([half, steps - 1 - half])[: len(timesteps)]
+        timesteps = timesteps[self._slice]
         clean = to_unit_range(self._pixels[self._indices(step)[self._slice]])
         if self._flip:
             mirrored = torch.rand(shape[:1], generator=stream, device=self._device)[self._slice] < 0.5
             clean = torch.where(mirrored[:, None, None, None], clean.flip(-1), clean)
-        return NoisyBatch(noisy=self._schedule.add_noise(clean, noise, timesteps), noise=noise, timesteps=timesteps)
+        weights = None if self._weights is None else self._weights[timesteps]
+        return NoisyBatch(noisy=self._schedule.add_noise(clean, noise, timesteps), noise=noise, timesteps=timesteps, weights=weights)
 
     def _indices(self, step: int) -> Tensor:
         """Returns the images of a batch: the next `batch_size` positions of the endless sequence of shuffled passes."""
@@ -161,15 +187,17 @@ class NoisyBatches:
 
 
 def sampling_timesteps(train_timesteps: int, steps: int, spacing: str) -> list[int]:
-    """Returns the timesteps that a sampler visits, ascending.
+    """Returns the timesteps that a sampler visits, ascending, none of them twice.
 
     `uniform` takes every (T // steps)-th from 0. `quadratic` takes (linspace(0, sqrt(0.8 T), steps))^2, rounded down: the spacing of
-    the DDIM paper for CIFAR-10 (Song et al., 2021, appendix D.2), which diffusers' scheduler lacks.
+    the DDIM paper for CIFAR-10 (Song et al., 2021, appendix D.2), which diffusers' scheduler lacks. Where its first points fall on one
+    timestep, as at 100 steps of 1,000, of which 96 are distinct, a step from it to itself would change nothing and is left out.
     """
     if spacing == "uniform":
         return [index * (train_timesteps // steps) for index in range(steps)]
     assert spacing == "quadratic", spacing
-    return [int(root**2) for root in torch.linspace(0, (0.8 * train_timesteps) ** 0.5, steps, dtype=torch.float64).tolist()]
+    roots = torch.linspace(0, (0.8 * train_timesteps) ** 0.5, steps, dtype=torch.float64).tolist()
+    return sorted({int(root**2) for root in roots})
 
 
 @torch.no_grad()

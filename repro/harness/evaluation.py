@@ -16,7 +16,7 @@ from repro.harness import distributed
 from repro.harness.arithmetic import laid_out
 from repro.harness.cells import Cell, Experiment
 from repro.harness.classifier import classifier_for
-from repro.harness.diffusion import image_noise, predictor, sample_pixels
+from repro.harness.diffusion import image_noise, predictor, sample_pixels, sampling_timesteps
 from repro.harness.fid import (
     KID_SUBSETS,
     TOOL,
@@ -87,7 +87,7 @@ def judge(experiment: Experiment, sets: list[Tensor], reference: Tensor, report:
         "extractor": layer.about,
         "n_samples": len(sets[0]),
         "reference": {"name": images.name, "n": len(reference), "sha256": images.sha256} | listed,
-        "sampler": _sampler(settings) if sampled else None,
+        "sampler": _sampler(settings, experiment.config.diffusion.num_train_timesteps) if sampled else None,
         "mean": statistics.fmean(values),
         "values": values,
         "sampling_seeds": list(settings.sampling_seeds) if sampled else list(range(len(values))),
@@ -135,10 +135,11 @@ def _reference_features(experiment: Experiment, reference: Tensor, layer: Featur
     return cached_features(reference, images.sha256, layer, cache, report)
 
 
-def _sampler(settings: Evaluation) -> dict[str, Any]:
+def _sampler(settings: Evaluation, train_timesteps: int) -> dict[str, Any]:
     return {
         "name": "ddim",
         "steps": settings.sampler_steps,
+        "nfe": len(sampling_timesteps(train_timesteps, settings.sampler_steps, settings.spacing)),
         "spacing": settings.spacing,
         "eta": 0.0,
         "clip_sample": settings.clip_sample,

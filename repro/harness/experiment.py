@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from repro.config import Training
@@ -88,6 +91,7 @@ def train_cell(
     parts: tuple[nn.Module, ...] | None = None,
     subnets: int = 1,
     warm_up: tuple[int, ...] = (0,),
+    scoring_pflop: float = 0.0,
 ) -> dict[str, Any]:
     """Trains a module in place for a cell, resumable, and returns what the record says of it.
 
@@ -103,6 +107,7 @@ def train_cell(
         parts: The modules that run, where they are not the module itself.
         subnets: How many of them share the images of a step.
         warm_up: Steps that between them use each of these.
+        scoring_pflop: What scoring the channels took before.
     """
     config = experiment.config
     limit, accumulation = memory.limit_gib(config.execution), 1
@@ -123,14 +128,18 @@ def train_cell(
         seed=cell.seed,
         device=distributed.device(),
         horizontal_flip=settings.horizontal_flip,
+        antithetic=settings.timesteps == "antithetic",
+        weighting=settings.loss_weighting,
         rank=distributed.rank(),
         ranks=distributed.ranks(),
     )
+    pixels = math.prod(experiment.image_shape) if settings.loss_reduction == "sum" else 1
     run = Run(
         identity=experiment.identity(cell),
         seed=cell.seed,
         batches=batches,
-        loss=loss,
+        loss=lambda trained, batch, step: pixels * loss(trained, batch, step),
+        loss_unit=pixels,
         folder=experiment.folder(cell),
         compute=config.compute,
         execution=config.execution,
@@ -141,9 +150,9 @@ def train_cell(
         last_seen=report.last_seen,
     )
     report.stage("training", settings.batch_size)
-    trained = train(module, run, settings, clock, report)
+    curve = train(module, run, settings, clock, report)
     pflop = sum(cost.train_pflop(macs(step), settings.batch_size) for step in range(settings.steps))
-    return training_summary(settings, pflop=pflop, curve=trained) | {"accumulation": accumulation}
+    return training_summary(settings, pflop=pflop, scoring_pflop=scoring_pflop, curve=curve) | {"accumulation": accumulation}
 
 
 def cells_to_run(experiment: Experiment, methods: dict[str, Method], cells: list[Cell]) -> list[Cell]:
@@ -167,6 +176,20 @@ def load_model(experiment: Experiment, cell: Cell) -> PrunedDenoiser:
     """
     _read_made(experiment, cell)
     return load_denoiser(experiment.folder(cell) / MODEL)
+
+
+def load_tensors(experiment: Experiment, cell: Cell, name: str) -> dict[str, Tensor]:
+    """Loads a file of tensors that a cell left beside its network.
+
+    Raises:
+        ReproError: The cell has not been run here, or another configuration ran it, or the file is damaged.
+    """
+    _read_made(experiment.of(cell), cell)
+    path = experiment.folder(cell) / name
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise ReproError(f"{path}: not readable ({error}); delete the folder {path.parent} and run the command again") from error
 
 
 def is_made(experiment: Experiment, cell: Cell) -> bool:
@@ -197,7 +220,7 @@ def _run_cell(experiment: Experiment, method: Method, cell: Cell, label: str, st
     finally:
         report.close()
     record["training"] = product.training
-    record["base"] = origin(experiment.config.base) | {"sha256": product.base_sha256} if product.base_sha256 else None
+    record["base"] = origin(experiment.config, cell.seed) | {"sha256": product.base_sha256} if product.base_sha256 else None
     finish_record(experiment, record, clock, report, status="done", reason=None)
     _clean(experiment.folder(cell))
     return record
@@ -240,7 +263,7 @@ def _make(experiment: Experiment, method: Method, cell: Cell, clock: Clock, repo
 
 def _base_sha256(experiment: Experiment, method: Method, cell: Cell) -> str | None:
     """Returns the hash of the base's weights, handed down from cell to cell."""
-    if cell == base_cell(experiment.config):
+    if cell == base_cell(experiment.config, cell.seed):
         return sha256_of_file(experiment.folder(cell) / MODEL / WEIGHTS)
     needed = method.needs(experiment.config, cell)
     return str(_read_made(experiment, needed[0])["base_sha256"]) if needed else None

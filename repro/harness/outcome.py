@@ -25,7 +25,7 @@ def blank_record(experiment: Experiment, method: Method, cell: Cell, begun: str)
         "variant": _variant(experiment, method),
         "delivered_by": [needed.name for needed in method.delivered_by(config, cell)],
         "base": None,
-        "starts_from": base_cell(config).name if method.needs(config, cell) else None,
+        "starts_from": base_cell(config, cell.seed).name if method.needs(config, cell) else None,
         "size": None,
         "training": None,
         "quality": None,

@@ -14,6 +14,7 @@ from repro.errors import ReproError
 from repro.harness.denoiser import NETWORK, NETWORK_CONFIG, WEIGHTS, build_base
 from repro.harness.diffusion import noise_schedule
 from repro.harness.reading import read_json
+from repro.harness.shipped import shipped_base_cost
 from repro.harness.weights import load_weights
 
 SCHEDULE_KEYS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
@@ -30,7 +31,7 @@ def load_pretrained(config: Config, cache: Path) -> UNet2DModel:
         ReproError: It cannot be had or read, or its architecture or noise schedule is another than the configuration's.
     """
     settings = config.base
-    assert settings.source in ("hub", "path"), settings.source
+    assert not settings.one_for_each_seed, settings.source
     folder = _network_folder(_download(settings, cache) if settings.source == "hub" else Path(settings.folder), settings)
     _check_network(folder, config)
     _check_schedule(folder, config)
@@ -43,9 +44,12 @@ def load_pretrained(config: Config, cache: Path) -> UNet2DModel:
     return model.eval()
 
 
-def origin(settings: Base) -> dict[str, str]:
-    """Returns what a record says of where the base comes from."""
-    known = {"source": settings.source, "weights": settings.weights}
+def origin(config: Config, seed: int) -> dict[str, Any]:
+    """Returns what a record says of where the base of a seed comes from."""
+    settings = config.base
+    known: dict[str, Any] = {"source": settings.source, "weights": settings.weights}
+    if settings.source == "shipped":
+        known["trained"] = shipped_base_cost(config, seed)
     if settings.source == "hub":
         known |= {"repository": settings.repository, "revision": settings.revision}
     if settings.source == "path":

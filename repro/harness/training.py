@@ -47,6 +47,7 @@ class Run(Generic[Batch]):
         seed: Seeds dropout; batches and losses bring their own.
         batches: This rank's slice of the batch of a step.
         loss: The mean loss of a batch at a step, a scalar; the module is called as often as the step asks, and backward runs once.
+        loss_unit: What the curve divides a loss by, so that one that is summed over pixels reads as their mean.
         folder: Keeps the checkpoints, in a folder of their own; None keeps nothing.
         compute: Precision and memory layout.
         execution: When checkpoints are written and how many are kept, and whether TensorBoard is told.
@@ -61,6 +62,7 @@ class Run(Generic[Batch]):
     seed: int
     batches: Callable[[int], Batch]
     loss: Callable[[nn.Module, Batch, int], Tensor]
+    loss_unit: float = 1.0
     folder: Path | None = None
     compute: Compute = field(default_factory=Compute)
     execution: Execution = field(default_factory=Execution)
@@ -107,7 +109,8 @@ def _train(
     if run.compiled:
         _warm_up(module, run)
     engine, schedule = _initialize(module, run, settings)
-    ema = EMAModel(module.parameters(), decay=settings.ema_decay, foreach=True)
+    # diffusers lets a decay rise to what is asked for; with the least decay set to it too, it holds from the first step.
+    ema = EMAModel(module.parameters(), decay=settings.ema_decay, min_decay=settings.ema_decay, foreach=True)
     step, curve, pending = 0, [], []
     if saved:
         tensors, progress = saved
@@ -179,7 +182,7 @@ class _Loop(Generic[Batch]):
             if index == len(parts) - 1 and _clips_itself(self.settings):
                 torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.settings.gradient_clipping)
             self.engine.step()  # after the last of them only
-            losses.append(loss.detach())
+            losses.append(loss.detach() / self.run_.loss_unit)
         self.ema.step(self.engine.module.parameters())
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 

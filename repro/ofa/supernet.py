@@ -216,11 +216,27 @@ def reshape_modules(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> nn.
                 module.out_features, module.in_features = module.weight.shape
             case nn.GroupNorm(affine=True):
                 module.num_channels = module.weight.shape[0]
+    refresh_widths(model)
+    return model
+
+
+def refresh_widths(model: nn.Module) -> None:
+    """Brings what diffusers' modules remember of their widths up to date after these have changed.
+
+    Up- and downsampling layers check their input against a width of their own. An attention's processors that do not leave the scale to
+    torch's fused kernel, which takes 1 / sqrt(width of a head), read it from the module.
+    """
     for module in model.modules():
-        # diffusers' up- and downsampling layers check their input against a width of their own.
         if hasattr(module, "channels") and isinstance(conv := getattr(module, "conv", None), nn.Conv2d):
             setattr(module, "channels", conv.in_channels)  # noqa: B010  (mypy takes a plain one for a submodule)
-    return model
+        if isinstance(heads := getattr(module, "heads", None), int) and isinstance(query := getattr(module, "to_q", None), nn.Linear):
+            _refresh_attention(module, query.out_features, heads)
+
+
+def _refresh_attention(attention: Any, width: int, heads: int) -> None:
+    attention.inner_dim = attention.inner_kv_dim = width
+    if attention.scale_qk:
+        attention.scale = (width // heads) ** -0.5
 
 
 def _buffer(what: str, size: float, pipe: str) -> str:
