@@ -67,7 +67,8 @@ def cost_of(group: Sequence[Record], by_name: Mapping[str, Record]) -> Cost:
         group: The records.
         by_name: Every record of the experiment by its cell's name.
     """
-    hours, paid_for = [], []
+    hours: list[list[float | None]] = []
+    paid_for: list[Record] = []
     for record in group:
         names = _paid_for(record, by_name)
         missing = [name for name in names if name not in by_name or by_name[name]["status"] != "done"]
@@ -82,7 +83,8 @@ def cost_of(group: Sequence[Record], by_name: Mapping[str, Record]) -> Cost:
     if any(None in own for own in hours):
         return Cost(device_hours=None, note="device-hours were not recorded")
     busy = any((_cost(part).get("busy") or {}).get("marked") for part in paid_for)
-    return Cost(device_hours=statistics.fmean(map(sum, hours)), device=devices[0], busy=busy)
+    sums = [sum(hour for hour in own if hour is not None) for own in hours]
+    return Cost(device_hours=statistics.fmean(sums), device=devices[0], busy=busy)
 
 
 def _paid_for(record: Record, by_name: Mapping[str, Record]) -> list[str]:

@@ -145,7 +145,7 @@ def test_network_is_described_and_judged(flow, name):
     assert quality["metric"] == "fid_classifier"
     assert quality["n_samples"] == 40
     assert quality["reference"]["n"] == 1797
-    sampler = {"name": "ddim", "steps": 3, "spacing": "quadratic", "eta": 0.0, "clip_sample": True, "precision": "float32"}
+    sampler = {"name": "ddim", "steps": 3, "nfe": 3, "spacing": "quadratic", "eta": 0.0, "clip_sample": True, "precision": "float32"}
     assert quality["sampler"] == sampler
     assert quality["mean"] == pytest.approx(sum(quality["values"]) / len(quality["values"]))
     assert [row["batch"] for row in record["latency"]] == [1, 64]
@@ -170,6 +170,19 @@ def test_phases_sum_to_the_training_overhead_and_evaluation(flow):
         assert phases["prepare"] > 0
         assert (phases["train"] > 0) == (record["cell"]["name"] in TRAINED)
         assert (phases["evaluate"] > 1e-5) == (record["cell"]["name"] != "ofa_joint-seed0")
+
+
+def test_a_process_starts_once_and_that_is_in_no_total(flow):
+    starts = {name: 3600 * record["cost"]["phases_device_hours"]["start"] for name, record in flow.records.items()}
+    first = max(starts, key=starts.get)
+    assert starts[first] > 1  # torch and diffusers are imported
+    assert sum(starts.values()) - starts[first] < 0.5 * starts[first]
+    cost = flow.records[first]["cost"]
+    assert cost["device_hours"] == pytest.approx(sum(cost["phases_device_hours"].values()) - sum(_not_charged(cost)))
+
+
+def _not_charged(cost):
+    return [cost["phases_device_hours"][name] for name in ("start", "evaluate")]
 
 
 def test_phases_of_all_cells_sum_to_the_wall_time(flow):
