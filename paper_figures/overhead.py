@@ -1,18 +1,20 @@
 """What it costs to have every size: one joint training against one independent training per size."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from paper_figures.cells import Cell, MissingRecordsError, cells_of, deliverers, mean, sort_key
+from paper_figures.look import look_of
 from repro.harness.records import Record
 from repro.harness.storage import write_atomically
 
 PHASES = ("prepare", "importance", "train", "checkpoint", "lost")
-CSV_COLUMNS = ("device", "approach", "term", "device_hours", "train_pflop", "n_seeds")
+NOT_CHARGED = ("evaluate", "start")  # phases that are recorded and no part of the training overhead
+CSV_COLUMNS = ("device", "approach", "term", "device_hours", "busy", "train_pflop", "n_seeds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +30,17 @@ class Term:
     n_seeds: int
     names: tuple[str, ...]  # of the cells that it was made from
     phase: str | None = None
+    busy: bool = False  # whether a cell of it was timed on a busy machine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Versus:
-    """OFA against one independent method over the same sizes, in one currency."""
+    """OFA against one independent method over the same sizes, in one currency; `busy` where a part was timed on a busy machine."""
 
     ofa: float
     independent: float
     n_sizes: int
+    busy: bool = False
 
     @property
     def ratio(self) -> float:
@@ -70,9 +74,16 @@ class Comparison:
     def versus(self, currency: str, *, with_base_size: bool = True) -> Versus | None:
         """Compares the totals in `device_hours` or `train_pflop`, with or without size 1.0; None where either is unknown."""
         sizes = [size for size in self.sizes if with_base_size or size != 1.0]
-        ofa = total([term for term in self.ofa if term.size is None or term.size in sizes], currency)
-        independent = total([term for term in self.independent if term.size in sizes], currency)
-        return Versus(ofa=ofa, independent=independent, n_sizes=len(sizes)) if ofa and independent else None
+        sides = [_serving(terms, sizes) for terms in (self.ofa, self.independent)]
+        ofa, independent = (total(terms, currency) for terms in sides)
+        busy = currency == "device_hours" and any(term.busy for terms in sides for term in terms)
+        return Versus(ofa=ofa, independent=independent, n_sizes=len(sizes), busy=busy) if ofa and independent else None
+
+    def hours_up_to(self) -> list[float]:
+        """Returns the independent method's cumulative device-hours for 0, 1, 2, ... sizes, the smallest first, what they share spread evenly."""
+        shared = (total([term for term in self.independent if term.size is None], "device_hours") or 0.0) / len(self.sizes)
+        by_size = {term.size: term.device_hours or 0.0 for term in self.independent}
+        return [sum(shared + by_size[size] for size in self.sizes[:k]) for k in range(len(self.sizes) + 1)]
 
 
 def overhead_terms(records: Iterable[Record]) -> tuple[list[Term], list[str]]:
@@ -87,10 +98,11 @@ def overhead_terms(records: Iterable[Record]) -> tuple[list[Term], list[str]]:
     terms, notes = [], []
     for device in sorted({cell.device for cell in done}):
         here = [cell for cell in done if cell.device == device]
-        ofa, note = _ofa_terms([cell for cell in here if cell.method == "ofa"], by_name)
-        terms += _terms_per_size([cell for cell in here if cell.method == "base"], "size") + ofa
-        terms += _terms_per_size([cell for cell in here if _is_independent(cell)], "size")
-        notes += [f"OFA is left out on {device}: {note}"] if note else []
+        terms += _terms_per_size([cell for cell in here if cell.method == "base"], "size")
+        for method, what in _approaches(here, by_name).items():
+            found, note = _approach_terms([cell for cell in here if cell.method == method], what, by_name)
+            terms += found
+            notes += [f"{look_of(method).label} is left out on {device}: {note}"] if note else []
     return terms, notes
 
 
@@ -110,11 +122,16 @@ def comparisons(terms: Sequence[Term]) -> list[Comparison]:
                 method=method,
                 sizes=tuple(sorted(sizes)),
                 left_out=tuple(sorted(either - sizes)),
-                ofa=tuple(term for term in ofa if term.size is None or term.size in sizes),
-                independent=tuple(term for term in independent if term.size in sizes),
+                ofa=tuple(_serving(ofa, sizes)),
+                independent=tuple(_serving(independent, sizes)),
             )
         )
     return pairs
+
+
+def _serving(terms: Iterable[Term], sizes: Collection[float | None]) -> list[Term]:
+    """Returns the terms that are paid for some sizes: their own, and what all sizes share."""
+    return [term for term in terms if term.size is None or term.size in sizes]
 
 
 def total(terms: Iterable[Term], currency: str) -> float | None:
@@ -158,53 +175,79 @@ def write_overhead(folder: Path, records: Iterable[Record]) -> list[Path]:
     return [path]
 
 
-def _is_independent(cell: Cell) -> bool:
-    """Tells a net that was trained for its own size from one that another cell's training delivered, or none."""
-    return cell.size is not None and cell.train_pflop is not None and not cell.delivered_by and cell.method != "base"
+def _approaches(cells: Iterable[Cell], by_name: Mapping[str, Cell]) -> dict[str, str]:
+    """Returns OFA and every method that trains each size alone, in the order of the tables, and what each does for a size."""
+    alone = {cell.method: "size" for cell in cells if _is_independent(cell, by_name)}
+    held = alone | {cell.method: "extract" for cell in cells if cell.method == "ofa"}
+    return dict(sorted(held.items(), key=lambda item: sort_key(item[0], None)))
+
+
+def _is_independent(cell: Cell, by_name: Mapping[str, Cell]) -> bool:
+    """Tells a net that was trained for its own size from one that another cell's training delivered, or none; a scoring pass is none."""
+    delivered = any(by_name[name].trains for name in cell.delivered_by if name in by_name)
+    return cell.size is not None and cell.trains and not delivered and cell.method != "base"
 
 
 def _terms_per_size(cells: Sequence[Cell], what: str) -> list[Term]:
-    """Returns one term for each (method, size), averaged over seeds."""
-    groups: dict[tuple[str, float], list[Cell]] = {}
+    """Returns one term for each (method, size), averaged over seeds; another one for what was trained elsewhere."""
+    groups: dict[tuple[str, float, str], list[Cell]] = {}
     for cell in cells:
         if cell.size is not None:
-            groups.setdefault((cell.method, cell.size), []).append(cell)
+            groups.setdefault((cell.method, cell.size, cell.trained_on), []).append(cell)
     return [
         Term(
             device=group[0].device,
             approach=method,
-            term=f"{what} {size:g}",
+            term=f"{what} {size:g}" + (f" (trained once, on {elsewhere})" if elsewhere else ""),
             size=size,
             device_hours=mean(cell.device_hours for cell in group),
             train_pflop=mean(cell.train_pflop for cell in group),
             n_seeds=len(group),
             names=tuple(cell.name for cell in group),
+            busy=any(cell.busy for cell in group),
         )
-        for (method, size), group in sorted(groups.items(), key=lambda item: sort_key(*item[0]))
+        for (method, size, elsewhere), group in sorted(groups.items(), key=lambda item: (sort_key(*item[0][:2]), item[0][2]))
     ]
 
 
-def _ofa_terms(subnets: Sequence[Cell], by_name: Mapping[str, Cell]) -> tuple[list[Term], str]:
-    """Returns OFA's terms on one device: each phase of the joint run, then each size's extraction; or why there are none."""
-    shared, note = deliverers(subnets, by_name)
-    elsewhere = [cell for cell in shared if cell.device != subnets[0].device]
+def _approach_terms(networks: Sequence[Cell], what: str, by_name: Mapping[str, Cell]) -> tuple[list[Term], str]:
+    """Returns the terms of an approach on one device: each phase of what its sizes share, then each size; or why there are none."""
+    shared, note = deliverers(networks, by_name)
+    elsewhere = [cell for cell in shared if cell.device != networks[0].device]
     if note or elsewhere:
         return [], note or f"{elsewhere[0].name} ran on {elsewhere[0].device}, and device-hours of different devices do not add up"
     terms = []
     for method in sorted({cell.method for cell in shared}):
         runs = [cell for cell in shared if cell.method == method]
-        terms += [
-            Term(
-                device=subnets[0].device,
-                approach="ofa",
-                term=f"{method} {phase}",
-                size=None,
-                device_hours=mean(cell.phases_device_hours.get(phase, 0.0) for cell in runs),
-                train_pflop=mean(cell.train_pflop for cell in runs) if phase == "train" else None,
-                n_seeds=len(runs),
-                names=tuple(cell.name for cell in runs),
-                phase=phase,
-            )
-            for phase in PHASES
-        ]
-    return terms + _terms_per_size(subnets, "extract"), ""
+        terms += [_phase_term(networks[0].method, runs, phase) for phase in _phases(runs)]
+    return terms + _terms_per_size(networks, what), ""
+
+
+def _phases(runs: Sequence[Cell]) -> list[str]:
+    """Returns the phases that are charged: all known ones of a training run, of a scoring pass those that it had, and unknown ones."""
+    spent = {phase for run in runs for phase, hours in run.phases_device_hours.items() if hours}
+    known = [phase for phase in PHASES if any(run.trains for run in runs) or phase in spent or phase == "importance"]
+    return [*known, *sorted(spent - {*PHASES, *NOT_CHARGED})]
+
+
+def _phase_term(approach: str, runs: Sequence[Cell], phase: str) -> Term:
+    """Returns one phase of the runs that all sizes of an approach share, one run a seed."""
+    return Term(
+        device=runs[0].device,
+        approach=approach,
+        term=f"{runs[0].method} {phase}",
+        size=None,
+        device_hours=mean(run.phases_device_hours.get(phase, 0.0) for run in runs),
+        train_pflop=mean(_pflop_of(run, phase) for run in runs),
+        n_seeds=len(runs),
+        names=tuple(run.name for run in runs),
+        phase=phase,
+        busy=any(run.busy for run in runs),
+    )
+
+
+def _pflop_of(run: Cell, phase: str) -> float | None:
+    """Returns the part of a run's work that a phase did: scoring is that of `importance`, the rest that of `train`."""
+    if phase == "importance":
+        return run.scoring_pflop
+    return None if phase != "train" or run.train_pflop is None else run.train_pflop - (run.scoring_pflop or 0.0)

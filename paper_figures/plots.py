@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from paper_figures.cells import MissingRecordsError, sort_key
+from paper_figures.cells import BUSY, MissingRecordsError, sort_key
+from paper_figures.comparable import IncomparableError
 from paper_figures.evidence import Grid
 from paper_figures.evidence_plots import ablations, balance, quality_vs_cost
 from paper_figures.look import drawn, house_style, look_of, save_figure
@@ -69,6 +70,8 @@ def draw_all(folder: Path, drawings: Mapping[str, Callable[[], Figure]]) -> tupl
                 paths += save_figure(draw(), folder, name)
             except MissingRecordsError as error:
                 notes.append(str(error))
+            except IncomparableError as error:
+                notes.append(f"the figure {name}: left out, {error}")
     return paths, notes
 
 
@@ -124,20 +127,17 @@ def overhead(records: Sequence[Record], width: float = 5.6) -> Figure:
 def quality_figure(
     table: pd.DataFrame, column: str, scale: float, xlabel: str, published: Sequence[Point] = (), layout: Layout = SIDE_BY_SIDE
 ) -> Figure:
-    """Draws a panel for each metric and number of samples: numbers of different metrics or sample counts share no axis.
+    """Draws a panel for each scale: numbers of different metrics, extractors, references, samplers or sample counts share no axis.
 
     Raises:
         MissingRecordsError: No row has both a quality and a number in the column.
     """
-    panels = [
-        (metric, n, table[table[metric].notna() & (table["n_samples"] == n)])
-        for metric in metrics_of(table)
-        for n in sorted(table.loc[table[metric].notna() & table[column].notna(), "n_samples"].unique())
-    ]
+    panels = [(metric, judged, _on_scale(table, judged)) for metric in metrics_of(table) for judged in _scales(table, metric, column)]
     if not panels:
         raise MissingRecordsError(f"the figure fid_vs_{column}: left out, no evaluated cell; {ASK_FOR_RUN}")
     figure = Figure(figsize=(layout.width, (4.6 if published else 3.7) * len(panels)))
-    for part_of_figure, (metric, n, part) in zip(figure.subfigures(len(panels), squeeze=False)[:, 0], panels, strict=True):
+    for part_of_figure, (metric, judged, part) in zip(figure.subfigures(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        n = part["n_samples"].iloc[0]
         # Cells that failed stay in as blanks: they break the line, so that no gap is bridged.
         failed = table[table["n_samples"].isna() & table["method"].isin(part["method"])]
         rows = pd.concat([part, failed]).sort_values("size", ascending=False, kind="stable")
@@ -152,7 +152,8 @@ def quality_figure(
             x_error = shown[f"{column}_error"] / scale if f"{column}_error" in shown else None
             _draw_quality(axes, shown, (metric, f"{metric}_std_error"), shown[column] / scale, x_error)
             axes.set_title(title, loc="left")
-        axes_of[0].set_ylabel(f"{metric}, {int(n):,} samples (lower is better)")
+        told = _told(judged, [other for named, other, _ in panels if named == metric])
+        axes_of[0].set_ylabel(drawn(f"{metric}, {int(n):,} samples (lower is better){told}"))
         _add_legend(part_of_figure, axes_of[0], layout.legend_columns)
         if beside:  # the part's own label would lie under the second legend
             for axes in axes_of:
@@ -162,6 +163,25 @@ def quality_figure(
         else:
             part_of_figure.supxlabel(xlabel, fontsize=9)
     return figure
+
+
+def _scales(table: pd.DataFrame, metric: str, column: str) -> list[str]:
+    """Returns the scales of the networks that a figure can show, those of fewer samples first."""
+    rows = table[table[metric].notna() & table[column].notna()].sort_values("n_samples", kind="stable")
+    return list(dict.fromkeys(rows["scale"]))
+
+
+def _on_scale(table: pd.DataFrame, scale: str) -> pd.DataFrame:
+    """Returns the rows of a scale; images that no network drew have no sampler, which is the last of its facts."""
+    without_sampler = scale.partition("; sampler ")[0]
+    return table[(table["scale"] == scale) | (table["method"].isin(NOT_A_LINE) & (table["scale"] == without_sampler))]
+
+
+def _told(scale: str, scales: Sequence[str]) -> str:
+    """Returns on a line of its own what tells a scale from the other panels'; nothing where there is one."""
+    shared = set.intersection(*(set(other.split("; ")) for other in scales))
+    own = [fact for fact in scale.split("; ") if fact not in shared and not fact.startswith("samples ")]
+    return "\n" + ", ".join(own) if own else ""
 
 
 def _add_legend(figure: SubFigure, axes: Axes, columns: int) -> None:
@@ -211,17 +231,17 @@ def _scale_quality(axes: Axes, drawn: "pd.Series[float]") -> None:
 
 def _draw_overhead(axes: Axes, pairs: Sequence[Comparison], ofa: Sequence[Term]) -> None:
     """Draws OFA's flat line, each independent method's rising line, and a ring where the mean cost per size overtakes OFA."""
-    paid = total(ofa, "device_hours") or 0.0
+    paid, busy = total(ofa, "device_hours") or 0.0, any(term.busy for term in ofa)
     n_sizes = max(len(pair.sizes) for pair in pairs)
     look = look_of("ofa")
-    axes.axhline(paid, color=look.colour, linewidth=2.2, label=f"{look.label}: joint training and every extraction")
+    axes.axhline(paid, color=look.colour, linewidth=2.2, label=f"{look.label}: joint training and every extraction" + BUSY * busy)
     for pair in pairs:
         look, versus = look_of(pair.method), pair.versus("device_hours")
-        by_size = {term.size: term.device_hours or 0.0 for term in pair.independent}
-        paid_up_to = [sum(by_size[size] for size in pair.sizes[:k]) for k in range(len(pair.sizes) + 1)]
+        paid_up_to = pair.hours_up_to()
         label = look.label
         if versus:
-            label += f": OFA is cheaper from {versus.break_even} size{'s' if versus.break_even > 1 else ''} on"
+            label += f": OFA is cheaper from {versus.break_even} size{'s' if versus.break_even > 1 else ''} on" + _without_whole(pair)
+            label += BUSY * versus.busy
             n_sizes = max(n_sizes, min(versus.break_even, 2 * len(pair.sizes)))
         axes.plot(range(len(paid_up_to)), paid_up_to, color=look.colour, marker=look.marker, label=label, zorder=3)
     axes.plot([], [], color="#777777", linewidth=0.8, linestyle=":", label="at the mean cost per size, break-even ringed")
@@ -231,6 +251,12 @@ def _draw_overhead(axes: Axes, pairs: Sequence[Comparison], ofa: Sequence[Term])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="Sizes delivered, the smallest first", ylabel="Cumulative device-hours")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), borderaxespad=0.0)
+
+
+def _without_whole(pair: Comparison) -> str:
+    """Says at how many sizes OFA is cheaper where size 1, at which nothing is pruned, is left out."""
+    versus = pair.versus("device_hours", with_base_size=False)
+    return f" ({versus.break_even} without size 1)" if versus and 1.0 in pair.sizes else ""
 
 
 def _ring_break_evens(axes: Axes, pairs: Sequence[Comparison], n_sizes: int) -> None:
