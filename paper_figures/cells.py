@@ -25,7 +25,7 @@ METHOD_ORDER = (
 # A record may come from anybody: no number that means something lies outside, and ratios and squares of those inside are finite.
 LEAST, MOST = 1e-12, 1e18
 MOST_PIXELS = 2**24  # of a strip: 16 images of 1024 x 1024
-SHARED_PASS = "holds an even share of the one pass that scores the channels for all of its sizes"
+SHARED_SCORING = "holds an even share of the one pass that scores the channels for all of its sizes"
 COUNTS = ("realised", "params", "macs", "macs_torch_pruning")
 SHARED_RUNS = ("_joint", "_scores")  # how the methods end whose cells serve all sizes and are no network of the tables
 BUSY = "†"  # marks what was timed on a busy machine
@@ -175,7 +175,7 @@ def bill(cell: Cell, cells: Mapping[str, Cell]) -> Bill:
     if len(devices) > 1:
         return Bill(device_hours=None, train_pflop=pflop, note=f"device-hours on {' and '.join(devices)} do not add up")
     shares = any(share < 1 for _, share in paid)
-    return Bill(device_hours=sum(hours), train_pflop=pflop, note=SHARED_PASS if shares else "", busy=any(part.busy for part, _ in paid))
+    return Bill(device_hours=sum(hours), train_pflop=pflop, note=SHARED_SCORING if shares else "", busy=any(part.busy for part, _ in paid))
 
 
 def _share(part: Cell, of: Cell, cells: Mapping[str, Cell]) -> float:

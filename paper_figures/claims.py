@@ -50,9 +50,7 @@ class Claim:
     equal_compute: tuple[str, str] | None = None
 
 
-def _quality(
-    key: str, says: str, method: str, reference: str, *, measure: str, margin: float = 0.0, equal_compute: bool = False
-) -> Claim:
+def _quality(key: str, says: str, method: str, reference: str, *, measure: str, margin: float = 0.0, equal_compute: bool = False) -> Claim:
     """Returns a claim that a method's quality is better than a reference's, or at most a margin worse."""
     return Claim(
         key=key,
@@ -105,6 +103,12 @@ def compute_ratio(grid: Grid, claim: Claim) -> float | None:
     """Returns the recorded PFLOP of a claim's two sides, one over the other; None where it says nothing of them or they are unknown."""
     logs = _log_costs(grid, *claim.equal_compute, "train_pflop") if claim.equal_compute else []
     return math.exp(statistics.fmean(logs)) if logs else None
+
+
+def _paid(grid: Grid, claim: Claim) -> list[Cell]:
+    """Returns the cells whose compute is said to be equal."""
+    sizes = grid.sizes(*claim.equal_compute) if claim.equal_compute else []
+    return [cell for method in claim.equal_compute or () for cells in grid.paid(method, sizes).values() for cell in cells]
 
 
 def compute_is_off(ratio: float) -> bool:
@@ -209,6 +213,7 @@ def _row(claim: Claim, grid: Grid, pruned: Grid) -> dict[str, Any]:
         "boundary": claim.boundary,
         "holds_if": claim.side,
         **{f"{name}_without_1": value for name, value in _measured(claim, pruned if without else None).items() if name != "n_seeds"},
+        "scoring_counted": "yes" if any(cell.scoring_pflop is not None for cell in _paid(grid, claim)) else "",
         "pflop_ratio": ratios[0],
         "pflop_ratio_without_1": ratios[1] if without else None,
         "busy_machine": "yes" if claim.reads == READS["device_hours"] and any(cell.busy for cell in compared) else "",

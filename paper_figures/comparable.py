@@ -58,7 +58,11 @@ def scale_of(quality: Mapping[str, Any]) -> Conditions:
 
 def machine_of(cost: Mapping[str, Any], provenance: Mapping[str, Any]) -> Conditions:
     """Returns the machine of a record's device-hours: those of different machines are neither averaged nor compared."""
-    facts = {"device": cost.get("device_name", "unknown"), "ranks": cost.get("ranks", 1), "threads": cost.get("threads_per_rank", "unknown")}
+    facts = {
+        "device": cost.get("device_name", "unknown"),
+        "ranks": cost.get("ranks", 1),
+        "threads": cost.get("threads_per_rank", "unknown"),
+    }
     facts |= {name: version for name, version in sorted(_part(provenance, "packages").items()) if name not in HARDWARE}
     return Conditions(tuple((_text(name), _text(value)) for name, value in facts.items()))
 

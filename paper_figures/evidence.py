@@ -218,13 +218,12 @@ def check_machine(cells: Sequence[Cell]) -> None:
     Raises:
         IncomparableError: They are.
     """
-    if cells:
-        check_comparable((cell.machine for cell in cells), f"the machines of the device-hours of {_listed(cell.family for cell in cells)}")
+    check_comparable((cell.machine for cell in cells), f"the machines of the device-hours of {_listed(cell.family for cell in cells)}")
 
 
 def _listed(methods: Iterable[str]) -> str:
     """Returns the names of methods, each once."""
-    *others, last = dict.fromkeys(methods)
+    *others, last = dict.fromkeys(methods) or [""]
     return f"{', '.join(others)} and {last}" if others else last
 
 

@@ -30,7 +30,7 @@ FACTORS = (
     "distillation",
     "threshold",
 )
-WITHOUT_1 = "Without size 1: the same over the other sizes; at size 1 nothing is pruned, so that a run of its own is not needed there"
+WITHOUT_1 = "Without size 1: the same over the other sizes; size 1 is free to who prunes each size alone: it is the base"
 HOW = "run `nox -s evidence`"
 
 
@@ -170,7 +170,8 @@ def _measure(row: Any) -> str:
     if pd.isna(row.pflop_ratio):
         return str(row.measure)
     without = "" if pd.isna(row.pflop_ratio_without_1) else f", {row.pflop_ratio_without_1:.2f} : 1 without size 1"
-    return f"{row.measure} (PFLOP as recorded {row.pflop_ratio:.2f} : 1{without})"
+    counted = "as recorded" if row.scoring_counted else "as recorded, without scoring,"
+    return f"{row.measure} (PFLOP {counted} {row.pflop_ratio:.2f} : 1{without})"
 
 
 def verdict_text(row: Any) -> str:
@@ -178,7 +179,7 @@ def verdict_text(row: Any) -> str:
     parts = [f"without size 1: {row.verdict_without_1}"] if row.verdict_without_1 not in ("", row.verdict) else []
     if not pd.isna(row.pflop_ratio) and compute_is_off(row.pflop_ratio):
         parts.append(f"compute is not equal: {100 * (row.pflop_ratio - 1):+.0f} %")
-    return row.verdict + (f" ({'; '.join(parts)})" if parts else "")
+    return str(row.verdict) + (f" ({'; '.join(parts)})" if parts else "")
 
 
 def _bases(grid: Grid) -> str:
@@ -232,7 +233,7 @@ def printable_ablations(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
         f"P: {grid.metric}, mean over seeds ± standard error. Difference: against the default row above, as in the table of claims",
         "Size error: a realised size less its P, the largest. Device-hours and PFLOP: for all sizes together, without evaluation",
         WITHOUT_1,
-        *([BUSY_NOTE] if any("†" in text for text in shown["Device-hours"]) else []),
+        *([BUSY_NOTE] if (table["busy_machine"] == "yes").any() else []),
         *[f"No device-hours: {note}" for note in dict.fromkeys(table["note"]) if note],
     ]
 

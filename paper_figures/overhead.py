@@ -80,7 +80,7 @@ class Comparison:
         return Versus(ofa=ofa, independent=independent, n_sizes=len(sizes), busy=busy) if ofa and independent else None
 
     def hours_up_to(self) -> list[float]:
-        """Returns the independent method's cumulative device-hours for 0, 1, 2, ... sizes, the smallest first, what they share spread evenly."""
+        """Returns the independent method's hours for 0, 1, 2, ... sizes, the smallest first; what they share is spread evenly."""
         shared = (total([term for term in self.independent if term.size is None], "device_hours") or 0.0) / len(self.sizes)
         by_size = {term.size: term.device_hours or 0.0 for term in self.independent}
         return [sum(shared + by_size[size] for size in self.sizes[:k]) for k in range(len(self.sizes) + 1)]
@@ -145,7 +145,7 @@ def why_not(terms: Sequence[Term], notes: Sequence[str]) -> str:
     """Says in one line why the records hold nothing to compare, and what to run."""
     ofa = sorted({term.device for term in terms if term.approach == "ofa"})
     others = sorted({term.device for term in terms if term.approach not in ("base", "ofa")})
-    if notes and not ofa:
+    if notes and not (ofa and others):
         return "overhead: left out, " + "; ".join(notes)
     if not ofa:
         return "overhead: left out, no OFA records; run `python -m repro run`"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from paper_figures.evidence import INDEPENDENT, Grid
+from paper_figures.evidence import INDEPENDENT, Grid, check_machine
 from paper_figures.look import look_of
 from paper_figures.overhead import Comparison, Term, comparisons, overhead_terms, total, why_not
 from repro.harness.records import Record
@@ -49,10 +49,12 @@ def _fair_blocks(grid: Grid) -> list[str]:
 def _fair(grid: Grid) -> str:
     """Returns two comparisons in which one thing is equal: the images that each size sees, or the compute of all sizes together."""
     sizes = grid.sizes("ofa", INDEPENDENT)
-    lines = [_line(f"Quality for the cost, sizes {_sizes(sizes)}", "device-hours", "PFLOP", grid.metric)]
+    over = f"sizes {_sizes(sizes)}" if 1.0 in sizes else "without size 1"
+    lines = [_line(f"Quality for the cost, {over}", "device-hours", "PFLOP", grid.metric)]
     for title, methods in FAIR.items():
         present = [method for method in methods if method in grid.of]
         seeds = grid.seeds(*present) if present else []  # the same for all, so that differences are paired
+        check_fair(grid, present, sizes, seeds)
         rows = [(method, point) for method in present if (point := grid.point(method, sizes, seeds))]
         if len(rows) > 1:
             lines.append(f"  {title} (seeds {', '.join(map(str, seeds))}):")
@@ -61,6 +63,17 @@ def _fair(grid: Grid) -> str:
             ]
     lines.append(f"  ({grid.metric}: geometric mean over the sizes, mean over seeds)")
     return "\n".join(lines) + "\n"
+
+
+def check_fair(grid: Grid, methods: Sequence[str], sizes: Sequence[float], seeds: Sequence[int]) -> None:
+    """Refuses to set methods side by side that were judged on several scales, or whose hours are those of several machines.
+
+    Raises:
+        IncomparableError: They were.
+    """
+    grid.check_scale(*methods)
+    paid = [grid.paid(method, sizes) for method in methods]
+    check_machine([cell for by_seed in paid for seed in seeds for cell in by_seed.get(seed, [])])
 
 
 def _name(grid: Grid, method: str, sizes: Sequence[float], seeds: Sequence[int]) -> str:
@@ -80,7 +93,9 @@ def _bills(device: str, terms: Sequence[Term]) -> str:
         if approach == "base":
             title += ", needed by all and in no total"
         lines += ["", _line(title, "device-hours", "PFLOP")]
-        lines += [_line(f"  {term.term}{BUSY_WORDS if term.busy else ''}", _amount(term.device_hours), _amount(term.train_pflop)) for term in own]
+        lines += [
+            _line(f"  {term.term}{BUSY_WORDS if term.busy else ''}", _amount(term.device_hours), _amount(term.train_pflop)) for term in own
+        ]
         if len(own) > 1:
             busy = BUSY_WORDS if any(term.busy for term in own) else ""
             lines.append(_line(f"  total{busy}", *(_amount(total(own, currency)) for currency in CURRENCIES)))
