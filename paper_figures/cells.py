@@ -1,6 +1,5 @@
 """Cells: the records of one experiment, checked and typed, as tables and figures need them."""
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +24,6 @@ METHOD_ORDER = (
 # A record may come from anybody: no number that means something lies outside, and ratios and squares of those inside are finite.
 LEAST, MOST = 1e-12, 1e18
 MOST_PIXELS = 2**24  # of a strip: 16 images of 1024 x 1024
-SHARED_SCORING = "holds an even share of the one pass that scores the channels for all of its sizes"
 COUNTS = ("realised", "params", "macs", "macs_torch_pruning")
 SHARED_RUNS = ("_joint", "_scores")  # how the methods end whose cells serve all sizes and are no network of the tables
 BUSY = "†"  # marks what was timed on a busy machine
@@ -124,16 +122,6 @@ class Cell:
         return self.train_pflop is not None and self.train_pflop > (self.scoring_pflop or 0.0) * (1 + 1e-9)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bill:
-    """What must be paid to hold a cell: its own cost and that of the cells that deliver it; None where that is unknown."""
-
-    device_hours: float | None
-    train_pflop: float | None
-    note: str
-    busy: bool = False
-
-
 def cells_of(records: Iterable[Record]) -> list[Cell]:
     """Returns the cells of one experiment without its trial records, in the order of the tables.
 
@@ -159,56 +147,6 @@ def sort_key(method: str, size: float | None) -> tuple[int, str, float]:
     """Orders rows: known methods first, unknown ones after them by name, sizes descending."""
     rank = METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER)
     return rank, method, -size if size is not None else 0.0
-
-
-def bill(cell: Cell, cells: Mapping[str, Cell]) -> Bill:
-    """Adds up the training overhead of what must be paid to hold a cell: each deliverer once, of a scoring pass an even share."""
-    to_pay, note = deliverers([cell], cells)
-    paid = [(part, _share(part, cell, cells)) for part in (cell, *to_pay)]
-    if note:
-        return Bill(device_hours=None, train_pflop=None, note=f"cost unknown: {note}")
-    pflop = sum(share * (part.train_pflop or 0.0) for part, share in paid)
-    hours = [share * part.device_hours for part, share in paid if part.device_hours is not None]
-    if len(hours) < len(paid):
-        return Bill(device_hours=None, train_pflop=pflop, note="device-hours were not recorded")
-    devices = sorted({part.device for part, _ in paid})
-    if len(devices) > 1:
-        return Bill(device_hours=None, train_pflop=pflop, note=f"device-hours on {' and '.join(devices)} do not add up")
-    shares = any(share < 1 for _, share in paid)
-    return Bill(device_hours=sum(hours), train_pflop=pflop, note=SHARED_SCORING if shares else "", busy=any(part.busy for part, _ in paid))
-
-
-def _share(part: Cell, of: Cell, cells: Mapping[str, Cell]) -> float:
-    """Returns which part of a cell's cost falls on one size: of a pass that only scores, an even share over the method's sizes."""
-    if part is of or part.trains:
-        return 1.0
-    served = [cell for cell in cells.values() if (cell.method, cell.seed) == (of.method, of.seed) and part.name in cell.delivered_by]
-    return 1.0 / len(served) if served else 1.0
-
-
-def deliverers(cells: Iterable[Cell], by_name: Mapping[str, Cell]) -> tuple[list[Cell], str]:
-    """Returns the other cells that must be paid for so that `cells` exist, and a note when one of them is missing or failed."""
-    held = list(cells)
-    pending = [name for cell in held for name in cell.delivered_by]
-    found: dict[str, Cell] = {}
-    while pending:
-        name = pending.pop()
-        if name in found or any(cell.name == name for cell in held):
-            continue
-        if name not in by_name:
-            return [], f"{name} has no record"
-        if not by_name[name].done:
-            return [], f"{name} failed"
-        found[name] = by_name[name]
-        pending.extend(found[name].delivered_by)
-    return [found[name] for name in sorted(found)], ""
-
-
-def mean(numbers: Iterable[float | None]) -> float | None:
-    """Returns the mean, or None when there is no number or one of them is unknown."""
-    known = list(numbers)
-    present = [number for number in known if number is not None]
-    return statistics.fmean(present) if present and len(present) == len(known) else None
 
 
 def _cell(record: Record) -> Cell:

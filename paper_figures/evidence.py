@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from scipy.stats import t as student
 
-from paper_figures.cells import Cell, cells_of, deliverers
+from paper_figures.bills import deliverers
+from paper_figures.cells import Cell, cells_of
 from paper_figures.comparable import check_comparable, most_common
 from repro.harness.records import Record
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from paper_figures.cells import Cell, MissingRecordsError, cells_of, deliverers, mean, sort_key
+from paper_figures.bills import deliverers, mean
+from paper_figures.cells import Cell, MissingRecordsError, cells_of, sort_key
 from paper_figures.look import look_of
 from repro.harness.records import Record
 from repro.harness.storage import write_atomically

@@ -1,4 +1,4 @@
-"""The figures: quality against MACs and parameters, and cumulative cost; each is drawn from the tables' own numbers."""
+"""The figures of quality against MACs and parameters, drawn from the tables' own numbers, and how all figures are written."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
-from paper_figures.cells import BUSY, MissingRecordsError, sort_key
+from paper_figures.cells import MissingRecordsError, sort_key
 from paper_figures.comparable import IncomparableError
 from paper_figures.evidence import Grid
 from paper_figures.evidence_plots import ablations, balance, quality_vs_cost
 from paper_figures.look import drawn, house_style, look_of, save_figure
-from paper_figures.overhead import Comparison, Term, comparisons, overhead_terms, total, why_not
+from paper_figures.overhead_plot import overhead
 from paper_figures.published import Published
 from paper_figures.published_points import Point, add_published_legend, draw_published
 from paper_figures.strips import samples
@@ -104,26 +104,6 @@ def fid_vs_params(table: pd.DataFrame, published: Sequence[Published] = (), layo
     return quality_figure(table, "params", 1e6, "Parameters (M)", points, layout)
 
 
-def overhead(records: Sequence[Record], width: float = 5.6) -> Figure:
-    """Draws cumulative device-hours against the number of sizes delivered, a panel per device; `width` is in inches.
-
-    Raises:
-        MissingRecordsError: OFA and the baselines cannot be compared.
-        ReproError: A record is malformed.
-    """
-    terms, notes = overhead_terms(records)
-    pairs = comparisons(terms)
-    if not pairs:
-        raise MissingRecordsError(why_not(terms, notes).replace("overhead:", "the figure overhead:"))
-    devices = sorted({pair.device for pair in pairs})
-    figure = Figure(figsize=(width, 3.5 * len(devices)))
-    for axes, device in zip(figure.subplots(len(devices), squeeze=False)[:, 0], devices, strict=True):
-        ofa = [term for term in terms if term.device == device and term.approach == "ofa"]
-        _draw_overhead(axes, [pair for pair in pairs if pair.device == device], ofa)
-        axes.set_title(drawn(f"Training overhead on {device}"), loc="left", pad=26)
-    return figure
-
-
 def quality_figure(
     table: pd.DataFrame, column: str, scale: float, xlabel: str, published: Sequence[Point] = (), layout: Layout = SIDE_BY_SIDE
 ) -> Figure:
@@ -149,8 +129,7 @@ def quality_figure(
         beside = [point for point in published if (point.entry.protocol.metric, point.entry.protocol.n_samples) == (metric, n)]
         draw_published(axes_of[-1], beside)
         for axes, (title, shown) in zip(axes_of, views.items(), strict=True):
-            x_error = shown[f"{column}_error"] / scale if f"{column}_error" in shown else None
-            _draw_quality(axes, shown, (metric, f"{metric}_std_error"), shown[column] / scale, x_error)
+            _draw_quality(axes, shown, (metric, f"{metric}_std_error"), shown[column] / scale, _x_spread(shown, column, scale))
             axes.set_title(title, loc="left")
         told = _told(judged, [other for named, other, _ in panels if named == metric])
         axes_of[0].set_ylabel(drawn(f"{metric}, {int(n):,} samples (lower is better){told}"))
@@ -163,6 +142,17 @@ def quality_figure(
         else:
             part_of_figure.supxlabel(xlabel, fontsize=9)
     return figure
+
+
+def _x_spread(rows: pd.DataFrame, column: str, scale: float) -> pd.DataFrame | None:
+    """Returns how far the bars of a horizontal quantity reach down and up: to its quartiles, or one standard error; None without either."""
+    if f"{column}_error" not in rows:
+        return None
+    spread = pd.DataFrame({side: rows[f"{column}_error"].astype(float).fillna(0.0) for side in ("down", "up")})
+    if f"{column}_q1" in rows:
+        quartiles = pd.DataFrame({"down": rows[column] - rows[f"{column}_q1"], "up": rows[f"{column}_q3"] - rows[column]})
+        spread = quartiles.astype(float).fillna(spread)
+    return spread / scale
 
 
 def _scales(table: pd.DataFrame, metric: str, column: str) -> list[str]:
@@ -191,7 +181,7 @@ def _add_legend(figure: SubFigure, axes: Axes, columns: int) -> None:
 
 
 def _draw_quality(
-    axes: Axes, rows: pd.DataFrame, columns: tuple[str, str], x: "pd.Series[float]", x_error: "pd.Series[float] | None" = None
+    axes: Axes, rows: pd.DataFrame, columns: tuple[str, str], x: "pd.Series[float]", x_error: pd.DataFrame | None = None
 ) -> None:
     """Draws a line per method (and device, where there are several), and the floor dashed; noise would only stretch the axis."""
     value, error = columns
@@ -206,7 +196,7 @@ def _draw_quality(
                 x.loc[line.index].astype(float),
                 line[value].astype(float),
                 yerr=line[error].astype(float).fillna(0.0) if line[error].notna().any() else None,
-                xerr=x_error.loc[line.index].astype(float).fillna(0.0) if x_error is not None else None,
+                xerr=x_error.loc[line.index].to_numpy().T if x_error is not None else None,
                 color=look.colour,
                 marker=look.marker,
                 markersize=9 if method == "base" else None,
@@ -227,60 +217,3 @@ def _scale_quality(axes: Axes, drawn: "pd.Series[float]") -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,g}"))
     else:
         axes.set_ylim(bottom=0)
-
-
-def _draw_overhead(axes: Axes, pairs: Sequence[Comparison], ofa: Sequence[Term]) -> None:
-    """Draws OFA's flat line, each independent method's rising line, and a ring where the mean cost per size overtakes OFA."""
-    paid, busy = total(ofa, "device_hours") or 0.0, any(term.busy for term in ofa)
-    n_sizes = max(len(pair.sizes) for pair in pairs)
-    look = look_of("ofa")
-    axes.axhline(paid, color=look.colour, linewidth=2.2, label=f"{look.label}: joint training and every extraction" + BUSY * busy)
-    for pair in pairs:
-        look, versus = look_of(pair.method), pair.versus("device_hours")
-        paid_up_to = pair.hours_up_to()
-        label = look.label
-        if versus:
-            label += f": OFA is cheaper from {versus.break_even} size{'s' if versus.break_even > 1 else ''} on" + _without_whole(pair)
-            label += BUSY * versus.busy
-            n_sizes = max(n_sizes, min(versus.break_even, 2 * len(pair.sizes)))
-        axes.plot(range(len(paid_up_to)), paid_up_to, color=look.colour, marker=look.marker, label=label, zorder=3)
-    axes.plot([], [], color="#777777", linewidth=0.8, linestyle=":", label="at the mean cost per size, break-even ringed")
-    _ring_break_evens(axes, pairs, n_sizes)
-    axes.set_xlim(-0.15, n_sizes + 0.35)
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="Sizes delivered, the smallest first", ylabel="Cumulative device-hours")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), borderaxespad=0.0)
-
-
-def _without_whole(pair: Comparison) -> str:
-    """Says at how many sizes OFA is cheaper where size 1, at which nothing is pruned, is left out."""
-    versus = pair.versus("device_hours", with_base_size=False)
-    return f" ({versus.break_even} without size 1)" if versus and 1.0 in pair.sizes else ""
-
-
-def _ring_break_evens(axes: Axes, pairs: Sequence[Comparison], n_sizes: int) -> None:
-    """Rings the point (k, k times the mean cost per size) at break-even, with the thin line of mean costs that leads there."""
-    labelled: set[int] = set()
-    for pair in pairs:
-        versus = pair.versus("device_hours")
-        if versus is None:
-            continue
-        k, colour = versus.break_even, look_of(pair.method).colour
-        end = min(max(k, versus.n_sizes), n_sizes)
-        axes.plot([0, end], [0, end * versus.mean_per_size], color=colour, linewidth=0.8, linestyle=":", zorder=2)
-        if k <= n_sizes:
-            axes.plot([k], [k * versus.mean_per_size], color=colour, marker="o", markersize=11, fillstyle="none", linestyle="", zorder=4)
-            if k not in labelled:
-                axes.axvline(k, color="#777777", linewidth=0.8, linestyle="--", zorder=1)
-                # Above the axes, where no line runs.
-                axes.annotate(
-                    f"break-even\nat {k}",
-                    (k, 1.0),
-                    (0, 2),
-                    xycoords=("data", "axes fraction"),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=8,
-                )
-            labelled.add(k)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from paper_figures.cells import Bill, Cell, MissingRecordsError, bill, cells_of, deliverers, mean, sort_key
+from paper_figures.bills import Bill, bill, deliverers, mean
+from paper_figures.cells import Cell, MissingRecordsError, cells_of, sort_key
 from paper_figures.comparable import COUNTS, Conditions, against_most, most_common
 from paper_figures.literature import NO_LITERATURE, Literature, Shown
 from paper_figures.markup import latex, markdown, printable

@@ -196,7 +196,7 @@ def on_machine(record, threads):
 def test_hours_of_several_machines_are_refused_and_work_is_not():
     records = [on_machine(record, 8 if record["cell"]["seed"] == 1 else 2) for record in records_of({"ofa": 1.0, "diff_pruning": 0.7})]
     grid = Grid(records)
-    with pytest.raises(ReproError, match="the machines of the device-hours of ofa.* differ in threads 2 or 8"):
+    with pytest.raises(ReproError, match=r"the machines of the device-hours of ofa.* differ in threads 2 or 8"):
         grid.costs("ofa", SIZES, "device_hours")
     assert len(grid.costs("ofa", SIZES, "train_pflop")) == 3
     apart = [on_machine(record, 8 if "diff" in record["cell"]["method"] else 2) for record in records_of({"ofa": 1.0, "diff_pruning": 0.7})]

@@ -551,6 +551,17 @@ def test_a_latency_shows_its_quartiles_and_a_busy_machine(made):
     assert "† other work ran on the machine at the time" in read.text.lower() and html
 
 
+def test_the_bars_of_a_latency_reach_to_its_quartiles(made):
+    records, _, _ = made
+    rows, _ = latencies(cells_of(list(records.values())))
+    axes = quality_figure(latency_table(rows), "latency_ms_1", 1.0, "ms").subfigs[0].axes[-1]
+    (ofa,) = [container for container in axes.containers if container.get_label().startswith("OFA")]
+    middles = ofa.lines[0].get_xdata()
+    ends = [segment[:, 0] for segment in ofa.lines[2][0].get_segments()]
+    assert [end[0] for end in ends] == pytest.approx([0.9 * middle for middle in middles])
+    assert [end[1] for end in ends] == pytest.approx([1.2 * middle for middle in middles])
+
+
 def test_latencies_without_quartiles_have_no_column_of_them():
     _, table = latencies(cells_of([make_record("ofa", 0.5, latency=[{"batch": 1, "ms": 2.0, "device_name": "A"}])]))
     assert not [column for column in table.columns if "Quartiles" in column.title]

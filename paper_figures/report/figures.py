@@ -8,14 +8,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from paper_figures.cells import Cell, MissingRecordsError, sort_key
+from paper_figures.cells import BUSY, Cell, MissingRecordsError, sort_key
 from paper_figures.comparable import IncomparableError
 from paper_figures.evidence import CONFIDENCE, Grid
 from paper_figures.evidence_plots import CURRENCIES, ablations, balance, quality_vs_cost
 from paper_figures.latency import LatencyRow, batches_of, latency_table
 from paper_figures.literature import Literature
 from paper_figures.look import drawn, look_of
-from paper_figures.plots import ASK_FOR_RUN, TRAINED_ONLY, WITH_CONTROLS, Layout, fid_vs_macs, fid_vs_params, overhead, quality_figure
+from paper_figures.overhead_plot import overhead
+from paper_figures.plots import ASK_FOR_RUN, TRAINED_ONLY, WITH_CONTROLS, Layout, fid_vs_macs, fid_vs_params, quality_figure
 from paper_figures.report.drawing import Picture, picture
 from paper_figures.tables import metrics_of, results_table
 from repro.harness.records import Record
@@ -37,13 +38,14 @@ def quality(records: Sequence[Record], literature: Literature, latencies: Sequen
     ]
     if latencies:
         times = latency_table(latencies)
+        busy = f" {BUSY} (busy machine)" if (times["busy_machine"] == "yes").any() else ""
         for batch in batches_of(latencies):
-            label = f"Latency of one forward pass, batch {batch} (ms)"
+            label = f"Latency of one forward pass, batch {batch} (ms)" + busy
             drawings.append(
                 (
                     partial(quality_figure, times, f"latency_ms_{batch}", 1.0, label, (), trained),
                     f"Line plot of quality against latency at batch {batch}; the table of latencies has its numbers.",
-                    f"Quality against latency at batch {batch}: {SPREAD}, both ways.",
+                    f"Quality against latency at batch {batch}: {SPREAD}; of latency the quartiles, where recorded.",
                 )
             )
     drawings.append(
