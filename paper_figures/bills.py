@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from paper_figures.cells import Cell
 
-SHARED_SCORING = "holds an even share of the one pass that scores the channels for all of its sizes"
+SHARED_SCORING = "holds an even share of the one pass that scores the channels for every pruned size"
 
 
 @dataclass(frozen=True, kw_only=True)

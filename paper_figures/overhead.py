@@ -20,7 +20,10 @@ CSV_COLUMNS = ("device", "approach", "term", "device_hours", "busy", "train_pflo
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One item on an approach's bill, averaged over seeds; `size` is None for what all sizes share, `phase` for all of a cell's own."""
+    """One item on an approach's bill, averaged over seeds.
+
+    `size` is None for what several sizes share, which are then those that it `serves`; `phase` is None for all phases of a cell.
+    """
 
     device: str
     approach: str
@@ -31,6 +34,7 @@ class Term:
     n_seeds: int
     names: tuple[str, ...]  # of the cells that it was made from
     phase: str | None = None
+    serves: tuple[float, ...] = ()
     busy: bool = False  # whether a cell of it was timed on a busy machine
 
 
@@ -75,16 +79,15 @@ class Comparison:
     def versus(self, currency: str, *, with_base_size: bool = True) -> Versus | None:
         """Compares the totals in `device_hours` or `train_pflop`, with or without size 1.0; None where either is unknown."""
         sizes = [size for size in self.sizes if with_base_size or size != 1.0]
-        sides = [_serving(terms, sizes) for terms in (self.ofa, self.independent)]
+        sides = [serving(terms, sizes) for terms in (self.ofa, self.independent)]
         ofa, independent = (total(terms, currency) for terms in sides)
         busy = currency == "device_hours" and any(term.busy for terms in sides for term in terms)
         return Versus(ofa=ofa, independent=independent, n_sizes=len(sizes), busy=busy) if ofa and independent else None
 
     def hours_up_to(self) -> list[float]:
         """Returns the independent method's hours for 0, 1, 2, ... sizes, the smallest first; what they share is spread evenly."""
-        shared = (total([term for term in self.independent if term.size is None], "device_hours") or 0.0) / len(self.sizes)
-        by_size = {term.size: term.device_hours or 0.0 for term in self.independent}
-        return [sum(shared + by_size[size] for size in self.sizes[:k]) for k in range(len(self.sizes) + 1)]
+        by_size = {size: sum(_share_of(term, size, self.sizes) for term in self.independent) for size in self.sizes}
+        return [sum(by_size[size] for size in self.sizes[:k]) for k in range(len(self.sizes) + 1)]
 
 
 def overhead_terms(records: Iterable[Record]) -> tuple[list[Term], list[str]]:
@@ -123,16 +126,22 @@ def comparisons(terms: Sequence[Term]) -> list[Comparison]:
                 method=method,
                 sizes=tuple(sorted(sizes)),
                 left_out=tuple(sorted(either - sizes)),
-                ofa=tuple(_serving(ofa, sizes)),
-                independent=tuple(_serving(independent, sizes)),
+                ofa=tuple(serving(ofa, sizes)),
+                independent=tuple(serving(independent, sizes)),
             )
         )
     return pairs
 
 
-def _serving(terms: Iterable[Term], sizes: Collection[float | None]) -> list[Term]:
-    """Returns the terms that are paid for some sizes: their own, and what all sizes share."""
-    return [term for term in terms if term.size is None or term.size in sizes]
+def serving(terms: Iterable[Term], sizes: Collection[float | None]) -> list[Term]:
+    """Returns the terms that are paid for some sizes: their own, and what any of them shares."""
+    return [term for term in terms if term.size in sizes or any(size in sizes for size in term.serves)]
+
+
+def _share_of(term: Term, size: float, sizes: Collection[float]) -> float:
+    """Returns the part of a term's device-hours that falls on one of several sizes."""
+    served = [term.size] if term.size is not None else [other for other in term.serves if other in sizes]
+    return (term.device_hours or 0.0) / len(served) if size in served else 0.0
 
 
 def total(terms: Iterable[Term], currency: str) -> float | None:
@@ -220,8 +229,18 @@ def _approach_terms(networks: Sequence[Cell], what: str, by_name: Mapping[str, C
     terms = []
     for method in sorted({cell.method for cell in shared}):
         runs = [cell for cell in shared if cell.method == method]
-        terms += [_phase_term(networks[0].method, runs, phase) for phase in _phases(runs)]
+        serves = _served(networks, {run.name for run in runs}, by_name)
+        terms += [_phase_term(networks[0].method, runs, phase, serves) for phase in _phases(runs)]
     return terms + _terms_per_size(networks, what), ""
+
+
+def _served(networks: Sequence[Cell], names: set[str], by_name: Mapping[str, Cell]) -> tuple[float, ...]:
+    """Returns the sizes of the networks that need some runs, directly or through others."""
+    return tuple(sorted({cell.size for cell in networks if cell.size is not None and names & _needed(cell, by_name)}))
+
+
+def _needed(cell: Cell, by_name: Mapping[str, Cell]) -> set[str]:
+    return {needed.name for needed in deliverers([cell], by_name)[0]}
 
 
 def _phases(runs: Sequence[Cell]) -> list[str]:
@@ -231,8 +250,8 @@ def _phases(runs: Sequence[Cell]) -> list[str]:
     return [*known, *sorted(spent - {*PHASES, *NOT_CHARGED})]
 
 
-def _phase_term(approach: str, runs: Sequence[Cell], phase: str) -> Term:
-    """Returns one phase of the runs that all sizes of an approach share, one run a seed."""
+def _phase_term(approach: str, runs: Sequence[Cell], phase: str, serves: tuple[float, ...]) -> Term:
+    """Returns one phase of the runs that sizes of an approach share, one run a seed."""
     return Term(
         device=runs[0].device,
         approach=approach,
@@ -243,6 +262,7 @@ def _phase_term(approach: str, runs: Sequence[Cell], phase: str) -> Term:
         n_seeds=len(runs),
         names=tuple(run.name for run in runs),
         phase=phase,
+        serves=serves,
         busy=any(run.busy for run in runs),
     )
 

@@ -111,10 +111,10 @@ def make_cifar10_records(**changes: Any) -> list[Record]:
 
 
 def make_scores(records: list[Record], method: str, pflop: float = 0.0008, hours: float = 0.004) -> list[Record]:
-    """Returns the records with those of one scoring pass a seed, which every record of the method then lists and no longer pays itself."""
+    """Returns the records with those of one scoring pass a seed, which every pruned size of the method then lists."""
     scores = {}
     for record in records:
-        if record["cell"]["method"] == method:
+        if record["cell"]["method"] == method and record["cell"]["size"] != 1:
             seed = record["cell"]["seed"]
             record["delivered_by"] = [f"{method}_scores-seed{seed}"]
             record["training"]["scoring_pflop"] = 0.0

@@ -392,9 +392,9 @@ def test_a_scoring_pass_is_paid_once_and_shared_evenly_by_the_sizes():
     assert hours.independent == pytest.approx(3.3) and hours.mean_per_size == pytest.approx(1.1)
     assert pflop.independent == pytest.approx(0.003 * 1.75 + 0.0006)
     assert pair.versus("device_hours", with_base_size=False).independent == pytest.approx(2.3)
-    assert pair.hours_up_to() == pytest.approx([0.0, 1.1, 2.2, 3.3])
+    assert pair.hours_up_to() == pytest.approx([0.0, 1.15, 2.3, 3.3])  # of which size 1 needs no scores
     rows = results_table(scored())
-    assert list(rows.loc[rows["method"] == "diff_pruning", "device_hours"]) == pytest.approx([1.1] * 3)
+    assert list(rows.loc[rows["method"] == "diff_pruning", "device_hours"]) == pytest.approx([1.0, 1.15, 1.15])
     assert not rows["method"].str.endswith("_scores").any() and "an even share" in only(rows, "diff_pruning", 0.5)["note"]
 
 

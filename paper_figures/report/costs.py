@@ -7,7 +7,7 @@ from paper_figures.claims import READS
 from paper_figures.evidence import INDEPENDENT, Grid
 from paper_figures.look import look_of
 from paper_figures.markup import BUSY_NOTE
-from paper_figures.overhead import Comparison, Term, comparisons, overhead_terms, why_not
+from paper_figures.overhead import Comparison, Term, comparisons, overhead_terms, serving, why_not
 from paper_figures.overhead_text import FAIR, NAMES, check_fair
 from paper_figures.report.model import Column, Entry, Table, fixed, number, words
 from repro.harness.records import Record
@@ -96,8 +96,7 @@ def against_ofa(records: Sequence[Record], cells: Sequence[Cell]) -> Table:
 
 def _against(pair: Comparison, by_name: dict[str, Cell], *, with_base_size: bool) -> tuple[Entry, ...]:
     sizes = [size for size in pair.sizes if with_base_size or size != 1.0]
-    ofa = [by_name[name] for term in pair.ofa if term.size is None or term.size in sizes for name in term.names]
-    own = [by_name[name] for term in pair.independent if term.size is None or term.size in sizes for name in term.names]
+    ofa, own = ([by_name[name] for term in serving(terms, sizes) for name in term.names] for terms in (pair.ofa, pair.independent))
     entries = words([look_of(pair.method).label, ", ".join(f"{size:g}" for size in sizes), pair.device])
     for currency in CURRENCIES:
         versus = pair.versus(currency, with_base_size=with_base_size)
