@@ -8,7 +8,8 @@ from matplotlib.ticker import MaxNLocator
 
 from paper_figures.cells import BUSY, MissingRecordsError
 from paper_figures.look import drawn, look_of
-from paper_figures.overhead import Comparison, Term, comparisons, overhead_terms, total, why_not
+from paper_figures.overhead import Comparison, comparisons, total, why_not
+from paper_figures.terms import Term, overhead_terms
 from repro.harness.records import Record
 
 

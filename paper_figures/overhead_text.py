@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from paper_figures.evidence import INDEPENDENT, Grid, check_machine
 from paper_figures.look import look_of
-from paper_figures.overhead import Comparison, Term, comparisons, overhead_terms, total, why_not
+from paper_figures.overhead import Comparison, comparisons, total, why_not
+from paper_figures.terms import Term, overhead_terms
 from repro.harness.records import Record
 
 CURRENCIES = ("device_hours", "train_pflop")

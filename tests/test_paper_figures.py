@@ -19,12 +19,13 @@ from paper_figures.__main__ import main
 from paper_figures.cells import MissingRecordsError
 from paper_figures.look import LOOKS, house_style, look_of, save_figure
 from paper_figures.markup import latex, markdown, printable
-from paper_figures.overhead import Versus, comparisons, overhead_terms
+from paper_figures.overhead import Versus, comparisons
 from paper_figures.overhead_plot import overhead
 from paper_figures.overhead_text import overhead_text
 from paper_figures.plots import fid_vs_macs
 from paper_figures.strips import samples
 from paper_figures.tables import results_table, write_tables
+from paper_figures.terms import overhead_terms
 from repro.errors import ReproError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,9 +7,10 @@ from paper_figures.claims import READS
 from paper_figures.evidence import INDEPENDENT, Grid
 from paper_figures.look import look_of
 from paper_figures.markup import BUSY_NOTE
-from paper_figures.overhead import Comparison, Term, comparisons, overhead_terms, serving, why_not
+from paper_figures.overhead import Comparison, comparisons, serving, why_not
 from paper_figures.overhead_text import FAIR, NAMES, check_fair
 from paper_figures.report.model import Column, Entry, Table, fixed, number, words
+from paper_figures.terms import Term, overhead_terms
 from repro.harness.records import Record
 
 CURRENCIES = {"device_hours": "device-hours", "train_pflop": "PFLOP"}
