@@ -94,11 +94,11 @@ def _make_tables(folder: Path, records: Sequence[Record], literature: Literature
 def _make_all(folder: Path, records: Sequence[Record], literature: Literature) -> None:
     _make_tables(folder, records, literature)
     _report(lambda: write_overhead(folder, records))
-    if evidence_drawings(records):
-        _report(lambda: write_claims(folder, records))
     paths, notes = write_figures(folder, records, literature.entries)
     for line in [*paths, *notes]:
         print(f"  {line}")
+    if evidence_drawings(records):  # last, for it refuses records that cannot be compared
+        _report(lambda: write_claims(folder, records))
 
 
 def _make_claims(folder: Path, records: Sequence[Record], literature: Literature) -> None:

@@ -1,10 +1,10 @@
 """Cells: the records of one experiment, checked and typed, as tables and figures need them."""
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from paper_figures.comparable import HARDWARE, Conditions, machine_of, scale_of, telling
 from repro.errors import ReproError, one_line
 from repro.harness.records import MOST_LETTERS, Record
 
@@ -25,6 +25,8 @@ METHOD_ORDER = (
 LEAST, MOST = 1e-12, 1e18
 MOST_PIXELS = 2**24  # of a strip: 16 images of 1024 x 1024
 COUNTS = ("realised", "params", "macs", "macs_torch_pruning")
+SHARED_RUNS = ("_joint", "_scores")  # how the methods end whose cells serve all sizes and are no network of the tables
+BUSY = "†"  # marks what was timed on a busy machine
 
 
 class MissingRecordsError(Exception):
@@ -43,11 +45,13 @@ class Strip:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """The median time of one forward pass on a batch, on the device where it was taken."""
+    """The median time of one forward pass on a batch, on the device where it was taken, and its quartiles where they were recorded."""
 
     batch: int
     ms: float
     device: str
+    quartiles: tuple[float, float] | None
+    busy: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,11 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One (method, size, seed) of the grid; what it lacks is None or empty."""
+    """One (method, size, seed) of the grid; what it lacks is None or empty.
+
+    `device` names the machine, and no two machines of an experiment have one name. A base that came trained has the costs of its training,
+    which ran once on `trained_on`.
+    """
 
     name: str
     method: str
@@ -70,12 +78,18 @@ class Cell:
     failure: str | None
     variant: Variant | None
     delivered_by: tuple[str, ...]
+    starts_from: str
     counts: Mapping[str, float]
     device: str
+    machine: Conditions
+    busy: bool
+    trained_on: str
     device_hours: float | None
     phases_device_hours: Mapping[str, float]
     train_pflop: float | None
+    scoring_pflop: float | None
     metric: str | None
+    scale: Conditions | None
     n_samples: int | None
     values: tuple[float, ...]
     strip: Strip | None
@@ -92,14 +106,20 @@ class Cell:
         """Whether its method stands on its own, in tables beside the others, and is no ablation of one."""
         return self.variant is None or self.variant.factor == "method"
 
+    @property
+    def shared(self) -> bool:
+        """Whether it is a run that serves all sizes of a method, and no network of the tables."""
+        return self.method.endswith(SHARED_RUNS)
 
-@dataclass(frozen=True, kw_only=True)
-class Bill:
-    """What must be paid to hold a cell: its own cost and that of the cells that deliver it; None where that is unknown."""
+    @property
+    def family(self) -> str:
+        """The method that its networks belong to: its own, or the one that it serves."""
+        return next((self.method.removesuffix(end) for end in SHARED_RUNS if self.method.endswith(end)), self.method)
 
-    device_hours: float | None
-    train_pflop: float | None
-    note: str
+    @property
+    def trains(self) -> bool:
+        """Whether it trains a network, in place of extracting one or of scoring channels alone."""
+        return self.train_pflop is not None and self.train_pflop > (self.scoring_pflop or 0.0) * (1 + 1e-9)
 
 
 def cells_of(records: Iterable[Record]) -> list[Cell]:
@@ -120,7 +140,7 @@ def cells_of(records: Iterable[Record]) -> list[Cell]:
             problem = f"lacks the key {error}" if isinstance(error, KeyError) else f"is malformed ({error})"
             remedy = "delete it and run the cell again, or restore it from version control"
             raise ReproError(f"{record['experiment']}/{name}.json: the record {problem}; {remedy}") from error
-    return sorted(cells, key=lambda cell: (sort_key(cell.method, cell.size), cell.seed, cell.name))
+    return sorted(_with_machines_told(cells), key=lambda cell: (sort_key(cell.method, cell.size), cell.seed, cell.name))
 
 
 def sort_key(method: str, size: float | None) -> tuple[int, str, float]:
@@ -129,50 +149,10 @@ def sort_key(method: str, size: float | None) -> tuple[int, str, float]:
     return rank, method, -size if size is not None else 0.0
 
 
-def bill(cell: Cell, cells: Mapping[str, Cell]) -> Bill:
-    """Adds up the training overhead of everything that must be paid to hold a cell, each deliverer once."""
-    to_pay, note = deliverers([cell], cells)
-    paid = [cell, *to_pay]
-    if note:
-        return Bill(device_hours=None, train_pflop=None, note=f"cost unknown: {note}")
-    pflop = sum(part.train_pflop or 0.0 for part in paid)
-    hours = [part.device_hours for part in paid if part.device_hours is not None]
-    if len(hours) < len(paid):
-        return Bill(device_hours=None, train_pflop=pflop, note="device-hours were not recorded")
-    if len({part.device for part in paid}) > 1:
-        devices = " and ".join(sorted({part.device for part in paid}))
-        return Bill(device_hours=None, train_pflop=pflop, note=f"device-hours on {devices} do not add up")
-    return Bill(device_hours=sum(hours), train_pflop=pflop, note="")
-
-
-def deliverers(cells: Iterable[Cell], by_name: Mapping[str, Cell]) -> tuple[list[Cell], str]:
-    """Returns the other cells that must be paid for so that `cells` exist, and a note when one of them is missing or failed."""
-    held = list(cells)
-    pending = [name for cell in held for name in cell.delivered_by]
-    found: dict[str, Cell] = {}
-    while pending:
-        name = pending.pop()
-        if name in found or any(cell.name == name for cell in held):
-            continue
-        if name not in by_name:
-            return [], f"{name} has no record"
-        if not by_name[name].done:
-            return [], f"{name} failed"
-        found[name] = by_name[name]
-        pending.extend(found[name].delivered_by)
-    return [found[name] for name in sorted(found)], ""
-
-
-def mean(numbers: Iterable[float | None]) -> float | None:
-    """Returns the mean, or None when there is no number or one of them is unknown."""
-    known = list(numbers)
-    present = [number for number in known if number is not None]
-    return statistics.fmean(present) if present and len(present) == len(known) else None
-
-
 def _cell(record: Record) -> Cell:
     cell, size, cost = record["cell"], record.get("size") or {}, record.get("cost") or {}
     training, quality = record.get("training") or {}, record.get("quality") or {}
+    trained = (record.get("base") or {}).get("trained") or {} if cell["method"] == "base" else {}
     failed, name = record["status"] == "failed", str(cell["name"])
     return Cell(
         name=name,
@@ -182,12 +162,18 @@ def _cell(record: Record) -> Cell:
         failure=one_line(str(record.get("reason") or "no reason recorded"), MOST_LETTERS) if failed else None,
         variant=Variant(**{key: str(record["variant"][key]) for key in ("of", "factor", "label")}) if record.get("variant") else None,
         delivered_by=tuple(record.get("delivered_by") or ()),
+        starts_from=str(record.get("starts_from") or ""),
         counts={key: number for key in COUNTS if (number := _number(size[key])) is not None} if size else {},
         device=_device(cost),
-        device_hours=_number(cost.get("device_hours")),
+        machine=machine_of(cost, record["provenance"]),
+        busy=bool((cost.get("busy") or {}).get("marked")),
+        trained_on=_plain(trained["device_name"]) if trained else "",
+        device_hours=_number(trained["device_hours"] if trained else cost.get("device_hours")),
         phases_device_hours={phase: _number(hours) or 0.0 for phase, hours in (cost.get("phases_device_hours") or {}).items()},
-        train_pflop=_number(training.get("train_pflop")),
+        train_pflop=_number(trained["train_pflop"] if trained else training.get("train_pflop")),
+        scoring_pflop=_number(training.get("scoring_pflop")),
         metric=str(quality["metric"]) if quality else None,
+        scale=scale_of(quality) if quality else None,
         n_samples=int(quality["n_samples"]) if quality else None,
         values=_values(quality["values"]) if quality else (),
         strip=_strip(record["samples"], name) if record.get("samples") else None,
@@ -229,16 +215,45 @@ def _latency(entry: Mapping[str, Any]) -> Latency:
     name = one_line(str(entry["device_name"]), MOST_LETTERS)
     about = [f"{int(threads)} thread{'s' * (int(threads) != 1)}"] if threads else []
     about += [precision] if (precision := one_line(str(entry.get("precision") or "float32"), MOST_LETTERS)) != "float32" else []
-    return Latency(batch=int(entry["batch"]), ms=ms, device=", ".join([name, *about]))
+    quartiles = tuple(_number(end) or 0.0 for end in entry.get("ms_quartiles") or ())
+    if quartiles and not (len(quartiles) == 2 and quartiles[0] <= ms <= quartiles[1]):
+        raise ValueError("a latency does not lie between its quartiles")
+    return Latency(
+        batch=int(entry["batch"]),
+        ms=ms,
+        device=", ".join([name, *about]),
+        quartiles=(quartiles[0], quartiles[1]) if quartiles else None,
+        busy=bool(entry.get("busy")),
+    )
 
 
 def _device(cost: Mapping[str, Any]) -> str:
     """Names the device and, when there are several, its ranks: device-hours of other rank counts are another currency."""
     if not cost:
         return ""
-    ranks = int(cost["ranks"])
-    name = str(cost["device_name"]).lstrip("=+-@ ")  # which a spreadsheet would take for the beginning of a formula
+    ranks, name = int(cost["ranks"]), _plain(cost["device_name"])
     return name if ranks == 1 else f"{name}, {ranks} ranks"
+
+
+def _plain(name: object) -> str:
+    """Returns a name without what a spreadsheet would take for the beginning of a formula."""
+    return one_line(str(name), MOST_LETTERS).lstrip("=+-@ ")
+
+
+def _with_machines_told(cells: Sequence[Cell]) -> list[Cell]:
+    """Returns the cells, the name of each device completed by what tells its machine from others of that name."""
+    by_device: dict[str, list[Conditions]] = {}
+    for cell in cells:
+        by_device.setdefault(cell.device, []).append(cell.machine)
+    several = {device: list(dict.fromkeys(machines)) for device, machines in by_device.items() if device and len(set(machines)) > 1}
+    return [_told(cell, several[cell.device]) if cell.device in several else cell for cell in cells]
+
+
+def _told(cell: Cell, machines: Sequence[Conditions]) -> Cell:
+    device = ", ".join([cell.device, *telling(cell.machine, machines, leaving_out=("device", "ranks"))])
+    versions = telling(cell.machine, machines, leaving_out=HARDWARE)  # a latency names its threads itself
+    latencies = tuple(replace(entry, device=", ".join([entry.device, *versions])) for entry in cell.latencies)
+    return replace(cell, device=device, latencies=latencies)
 
 
 def _number(value: float | None) -> float | None:

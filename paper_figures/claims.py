@@ -1,14 +1,17 @@
 """The claims of the paper, each with the comparison that decides it."""
 
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from paper_figures.cells import Cell
-from paper_figures.evidence import INDEPENDENT, Grid, interval, percent, verdict
+from paper_figures.evidence import INDEPENDENT, Grid, check_machine, interval, percent, verdict
 
+EQUAL_COMPUTE_PCT = 5.0  # "equal" total compute may be off by this much without a word
 COST_FACTOR = 2.0  # "far less" is at most half
 QUALITY_MARGIN_PCT = 10.0  # "satisfactory" is at most this much worse
 READS = {"device_hours": "cost.device_hours", "train_pflop": "training.train_pflop"}  # where a record holds them
@@ -29,6 +32,8 @@ class Claim:
         unit: Of what is shown.
         cells: The cells that the values are made from.
         reads: Which part of their records.
+        over_sizes: Whether it is a comparison over the sizes, which is stated without size 1 too.
+        equal_compute: The two methods whose total compute is said to be equal.
     """
 
     key: str
@@ -41,9 +46,11 @@ class Claim:
     unit: str
     cells: Callable[[Grid], list[Cell]]
     reads: str
+    over_sizes: bool = True
+    equal_compute: tuple[str, str] | None = None
 
 
-def _quality(key: str, says: str, method: str, reference: str, *, measure: str, margin: float = 0.0) -> Claim:
+def _quality(key: str, says: str, method: str, reference: str, *, measure: str, margin: float = 0.0, equal_compute: bool = False) -> Claim:
     """Returns a claim that a method's quality is better than a reference's, or at most a margin worse."""
     return Claim(
         key=key,
@@ -56,21 +63,20 @@ def _quality(key: str, says: str, method: str, reference: str, *, measure: str, 
         unit="%",
         cells=lambda grid: grid.compared(method, reference),
         reads="quality.values",
+        equal_compute=(method, reference) if equal_compute else None,
     )
 
 
 def _cost(key: str, says: str, currency: str, measure: str) -> Claim:
     def values(grid: Grid) -> list[float]:
-        sizes = grid.sizes("ofa", INDEPENDENT)
-        ofa, alone = (grid.costs(method, sizes, currency) for method in ("ofa", INDEPENDENT))
-        return (
-            [math.log(alone[seed] / ofa[seed]) for seed in sorted(ofa.keys() & alone.keys()) if ofa[seed] and alone[seed]] if sizes else []
-        )
+        if currency == "device_hours":
+            check_machine(cells(grid))
+        return _log_costs(grid, INDEPENDENT, "ofa", currency)
 
     def cells(grid: Grid) -> list[Cell]:
         sizes = grid.sizes("ofa", INDEPENDENT)
         paid = [grid.paid(method, sizes) for method in ("ofa", INDEPENDENT)]
-        return [cell for cells in paid for seed in sorted(paid[0].keys() & paid[1].keys()) for cell in cells[seed]] if sizes else []
+        return [cell for cells in paid for seed in sorted(paid[0].keys() & paid[1].keys()) for cell in cells[seed]]
 
     return Claim(
         key=key,
@@ -84,6 +90,30 @@ def _cost(key: str, says: str, currency: str, measure: str) -> Claim:
         cells=cells,
         reads=READS[currency],
     )
+
+
+def _log_costs(grid: Grid, method: str, reference: str, currency: str) -> list[float]:
+    """Returns, for each common seed, ln(cost of a method at the common sizes / that of the reference)."""
+    sizes = grid.sizes(method, reference)
+    ours, theirs = (grid.costs(name, sizes, currency) for name in (method, reference))
+    return [math.log(ours[seed] / theirs[seed]) for seed in sorted(ours.keys() & theirs.keys()) if ours[seed] and theirs[seed]]
+
+
+def compute_ratio(grid: Grid, claim: Claim) -> float | None:
+    """Returns the recorded PFLOP of a claim's two sides, one over the other; None where it says nothing of them or they are unknown."""
+    logs = _log_costs(grid, *claim.equal_compute, "train_pflop") if claim.equal_compute else []
+    return math.exp(statistics.fmean(logs)) if logs else None
+
+
+def _paid(grid: Grid, claim: Claim) -> list[Cell]:
+    """Returns the cells whose compute is said to be equal."""
+    sizes = grid.sizes(*claim.equal_compute) if claim.equal_compute else []
+    return [cell for method in claim.equal_compute or () for cells in grid.paid(method, sizes).values() for cell in cells]
+
+
+def compute_is_off(ratio: float) -> bool:
+    """Says whether two sides' compute is too unequal to be called equal."""
+    return 100 * abs(ratio - 1) > EQUAL_COMPUTE_PCT
 
 
 def _balance(key: str, says: str, other: str, measure: str) -> Claim:
@@ -108,6 +138,7 @@ def _balance(key: str, says: str, other: str, measure: str) -> Claim:
         unit="log-%",
         cells=cells,
         reads="quality.values",
+        over_sizes=False,
     )
 
 
@@ -146,6 +177,7 @@ CLAIMS = (
         "ofa_long",
         INDEPENDENT,
         measure="FID, long OFA against Diff-Pruning, equal total compute",
+        equal_compute=True,
     ),
     _quality(
         "d5",
@@ -153,30 +185,52 @@ CLAIMS = (
         "ofa",
         "diff_pruning_short",
         measure="FID, OFA against short Diff-Pruning, equal total compute",
+        equal_compute=True,
     ),
 )
 
 
 def claims_table(grid: Grid) -> pd.DataFrame:
-    """Returns one row for each claim: what was measured, its interval, and the verdict."""
-    rows = []
-    for claim in CLAIMS:
-        values = claim.values(grid)
-        found = interval(values)
-        shown = found.map(claim.scale) if found else None
-        rows.append(
-            {
-                "key": claim.key,
-                "claim": claim.says,
-                "measure": claim.measure,
-                "estimate": shown.mean if shown else claim.scale(values[0]) if values else None,
-                "low": shown.low if shown else None,
-                "high": shown.high if shown else None,
-                "unit": claim.unit,
-                "boundary": claim.boundary,
-                "holds_if": claim.side,
-                "n_seeds": len(values),
-                "verdict": verdict(shown, claim.boundary, claim.side) if values else "no records",
-            }
-        )
-    return pd.DataFrame(rows)
+    """Returns one row for each claim: what was measured, its interval, and the verdict; with size 1 and without.
+
+    Raises:
+        IncomparableError: A claim compares qualities on several scales, or device-hours of several machines.
+    """
+    pruned = grid.without_whole()
+    return pd.DataFrame([_row(claim, grid, pruned) for claim in CLAIMS])
+
+
+def _row(claim: Claim, grid: Grid, pruned: Grid) -> dict[str, Any]:
+    compared = claim.cells(grid)
+    without = claim.over_sizes and any(cell.size == 1.0 for cell in compared)
+    ratios = [compute_ratio(each, claim) for each in (grid, pruned)]
+    return {
+        "key": claim.key,
+        "claim": claim.says,
+        "measure": claim.measure,
+        **_measured(claim, grid),
+        "unit": claim.unit,
+        "boundary": claim.boundary,
+        "holds_if": claim.side,
+        **{f"{name}_without_1": value for name, value in _measured(claim, pruned if without else None).items() if name != "n_seeds"},
+        "scoring_counted": "yes" if any(cell.scoring_pflop is not None for cell in _paid(grid, claim)) else "",
+        "pflop_ratio": ratios[0],
+        "pflop_ratio_without_1": ratios[1] if without else None,
+        "busy_machine": "yes" if claim.reads == READS["device_hours"] and any(cell.busy for cell in compared) else "",
+    }
+
+
+def _measured(claim: Claim, grid: Grid | None) -> dict[str, Any]:
+    """Returns the estimate of a claim, its interval and the verdict on it; blanks without a grid."""
+    if grid is None:
+        return {"estimate": None, "low": None, "high": None, "n_seeds": 0, "verdict": ""}
+    values = claim.values(grid)
+    found = interval(values)
+    shown = found.map(claim.scale) if found else None
+    return {
+        "estimate": shown.mean if shown else claim.scale(values[0]) if values else None,
+        "low": shown.low if shown else None,
+        "high": shown.high if shown else None,
+        "n_seeds": len(values),
+        "verdict": verdict(shown, claim.boundary, claim.side) if values else "no records",
+    }

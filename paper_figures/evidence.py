@@ -4,15 +4,17 @@ Two methods are compared seed by seed: at a seed they start from the same base, 
 noise. The rule by which an interval becomes a verdict is stated in results/README.md.
 """
 
+import copy
 import math
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy.stats import t as student
 
-from paper_figures.cells import Cell, cells_of, deliverers
+from paper_figures.bills import deliverers
+from paper_figures.cells import Cell, cells_of
+from paper_figures.comparable import check_comparable, most_common
 from repro.harness.records import Record
 
 CONFIDENCE = 0.95
@@ -58,7 +60,9 @@ def verdict(found: Interval | None, boundary: float, side: str) -> str:
 
 
 class Grid:
-    """The judged cells of an experiment, by method and seed; only those of its one metric and number of samples.
+    """The judged cells of an experiment, by method and seed.
+
+    What compares qualities of several scales, or device-hours of several machines, raises an IncomparableError.
 
     Args:
         records: All records of the experiment.
@@ -70,12 +74,31 @@ class Grid:
     def __init__(self, records: Iterable[Record]) -> None:
         self.cells = [cell for cell in cells_of(records) if cell.done]
         self._by_name = {cell.name: cell for cell in self.cells}
-        kinds = Counter((cell.metric, cell.n_samples) for cell in self.cells if cell.metric and cell.size is not None)
-        self.metric, self.n_samples = kinds.most_common(1)[0][0] if kinds else ("", 0)
         self.of: dict[str, dict[int, dict[float, Cell]]] = {}
-        for cell in self.cells:
-            if cell.size is not None and (cell.metric, cell.n_samples) == (self.metric, self.n_samples):
-                self.of.setdefault(cell.method, {}).setdefault(cell.seed, {})[cell.size] = cell
+        judged = [cell for cell in self.cells if cell.size is not None and cell.metric]
+        for cell in judged:
+            self.of.setdefault(cell.method, {}).setdefault(cell.seed, {})[cell.size or 0.0] = cell
+        self.scale = most_common(cell.scale for cell in judged)
+        usual = next((cell for cell in judged if cell.scale == self.scale), None)
+        self.metric, self.n_samples = (usual.metric or "", usual.n_samples or 0) if usual else ("", 0)
+
+    def without_whole(self) -> "Grid":
+        """Returns the grid without size 1, at which nothing is pruned; the runs that serve all sizes stay."""
+        grid = copy.copy(self)
+        grid.of = {
+            method: {seed: {size: cell for size, cell in by_size.items() if size != 1.0} for seed, by_size in by_seed.items()}
+            for method, by_seed in self.of.items()
+        }
+        return grid
+
+    def check_scale(self, *methods: str) -> None:
+        """Refuses methods that were judged on several scales.
+
+        Raises:
+            IncomparableError: They were.
+        """
+        cells = [cell for method in methods for by_size in self.of.get(method, {}).values() for cell in by_size.values()]
+        check_comparable((cell.scale for cell in cells if cell.scale), f"the qualities of {_listed(methods)}")
 
     def seeds(self, *methods: str) -> list[int]:
         """Returns the seeds at which every method has a cell, ascending."""
@@ -97,6 +120,7 @@ class Grid:
 
     def log_ratios(self, method: str, reference: str) -> list[float]:
         """Returns, for each common seed, the mean over the common sizes of ln(quality of the method / that of the reference)."""
+        self.check_scale(method, reference)
         sizes = self.sizes(method, reference)
         return [
             statistics.fmean(math.log(self.score(method, seed, size) / self.score(reference, seed, size)) for size in sizes)
@@ -109,6 +133,7 @@ class Grid:
 
         It is | ln r(P_min) - ln r(P_max) | with r the quality over that of the independently trained net of the same size.
         """
+        self.check_scale(method, INDEPENDENT)
         sizes = self.sizes(method, INDEPENDENT)
         if len(sizes) < 2:
             return {}
@@ -124,9 +149,16 @@ class Grid:
         Args:
             method: The method.
             sizes: The sizes that are to be had.
-            currency: `device_hours` or `train_pflop`.
+            currency: `device_hours` or `train_pflop`; what has no PFLOP trains nothing, unknown hours leave out their seed.
+
+        Raises:
+            IncomparableError: The hours are those of several machines.
         """
-        return {seed: sum(getattr(cell, currency) or 0.0 for cell in cells) for seed, cells in self.paid(method, sizes).items()}
+        paid = self.paid(method, sizes)
+        if currency == "device_hours":
+            check_machine([cell for cells in paid.values() for cell in cells])
+            paid = {seed: cells for seed, cells in paid.items() if all(cell.device_hours is not None for cell in cells)}
+        return {seed: sum(getattr(cell, currency) or 0.0 for cell in cells) for seed, cells in paid.items()}
 
     def paid(self, method: str, sizes: Sequence[float]) -> dict[int, list[Cell]]:
         """Returns for each seed the cells that are paid for, what delivers them included; seeds that lack any of them are left out."""
@@ -135,7 +167,7 @@ class Grid:
             held = [by_size[size] for size in sizes if size in by_size]
             to_pay, missing = deliverers(held, self._by_name)
             paid = [*held, *to_pay]
-            if len(held) == len(sizes) and not missing and len({cell.device for cell in paid}) == 1:
+            if held and len(held) == len(sizes) and not missing:
                 found[seed] = paid
         return found
 
@@ -145,7 +177,11 @@ class Grid:
         Returns:
             Mean over seeds of device-hours, of PFLOP and of the geometric mean of the quality over the sizes, and that one's standard
             error, 0 for a single seed.
+
+        Raises:
+            IncomparableError: The hours are those of several machines, or the qualities are on several scales.
         """
+        self.check_scale(method)
         paid = [self.costs(method, sizes, currency) for currency in ("device_hours", "train_pflop")]
         hours, pflop = ({seed: cost for seed, cost in costs.items() if seed in seeds} for costs in paid)
         if not hours:
@@ -168,12 +204,28 @@ class Grid:
             for method, by_seed in self.of.items()
             if len(by_seed) > 1
             for size in self.sizes(method)
+            if len({by_size[size].scale for by_size in by_seed.values()}) == 1
         ]
         return (math.sqrt(statistics.fmean(within)), math.sqrt(statistics.fmean(between))) if within and between else None
 
     def variants(self) -> Mapping[str, Cell]:
         """Returns a cell of each ablation and rival that has any, by method."""
         return {cell.method: cell for cell in self.cells if cell.variant and cell.size is not None and cell.method in self.of}
+
+
+def check_machine(cells: Sequence[Cell]) -> None:
+    """Refuses to compare device-hours of several machines.
+
+    Raises:
+        IncomparableError: They are.
+    """
+    check_comparable((cell.machine for cell in cells), f"the machines of the device-hours of {_listed(cell.family for cell in cells)}")
+
+
+def _listed(methods: Iterable[str]) -> str:
+    """Returns the names of methods, each once."""
+    *others, last = dict.fromkeys(methods) or [""]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def percent(log_ratio: float) -> float:

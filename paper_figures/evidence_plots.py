@@ -6,13 +6,15 @@ import textwrap
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from paper_figures.cells import MissingRecordsError
-from paper_figures.evidence import CONFIDENCE, INDEPENDENT, Grid
+from paper_figures.cells import BUSY, MissingRecordsError
+from paper_figures.evidence import CONFIDENCE, INDEPENDENT, Grid, check_machine
 from paper_figures.evidence_tables import HOW, ablations_table
 from paper_figures.look import drawn, look_of
 
+# Of the known sampling laws; others are drawn after them, in the looks of their methods.
 LAWS = {
     "ofa_m1": ("linear, m = 1", "#E69F00", "s"),
     "ofa": ("linear, m = 3 (the paper's)", "#0072B2", "o"),
@@ -30,6 +32,7 @@ BUDGETS = {
     "Scratch": ("scratch",),
 }
 FAMILY_LOOKS = {"OFA": "ofa", "Diff-Pruning": "diff_pruning", "Slimmable": "slimmable", "Scratch": "scratch"}
+LAW_FACTORS = ("sampling law", "loss weighting")
 CURRENCIES = {"device_hours": "Device-hours for all sizes", "train_pflop": "Training PFLOP for all sizes"}
 
 
@@ -84,13 +87,14 @@ def balance(grid: Grid, width: float = 5.6) -> Figure:
     Raises:
         MissingRecordsError: No law can be held against independent training.
     """
-    present = [law for law in LAWS if law in grid.of and len(grid.sizes(law, INDEPENDENT)) > 1]
+    present = [law for law in _laws(grid) if law in grid.of and len(grid.sizes(law, INDEPENDENT)) > 1]
+    grid.check_scale(*present, INDEPENDENT)
     if len(present) < 2:
         raise MissingRecordsError(f"the figure balance: left out, no two sampling laws beside independent training; {HOW}")
     figure = Figure(figsize=(width, 4.2))
     axes = figure.subplots()
     for index, law in enumerate(present):
-        label, colour, marker = LAWS[law]
+        label, colour, marker = _law_look(grid, law)
         sizes, seeds = grid.sizes(law, INDEPENDENT), grid.seeds(law, INDEPENDENT)
         logs = [[math.log(grid.score(law, seed, size) / grid.score(INDEPENDENT, seed, size)) for seed in seeds] for size in sizes]
         means = [statistics.fmean(values) for values in logs]
@@ -107,11 +111,28 @@ def balance(grid: Grid, width: float = 5.6) -> Figure:
     return figure
 
 
+def _laws(grid: Grid) -> list[str]:
+    """Returns the methods that a figure of sampling laws may show: the known ones, then every other variant of the law."""
+    others = [method for method, cell in grid.variants().items() if cell.variant and cell.variant.factor in LAW_FACTORS]
+    return list(dict.fromkeys([*LAWS, *sorted(others)]))
+
+
+def _law_look(grid: Grid, law: str) -> tuple[str, str, str]:
+    """Returns the label, the colour and the marker of a sampling law."""
+    if law in LAWS:
+        return LAWS[law]
+    variant, look = grid.variants()[law].variant, look_of(law)
+    return drawn(variant.label if variant else look.label), look.colour, look.marker
+
+
 def quality_vs_cost(grid: Grid, currencies: Sequence[str] = tuple(CURRENCIES), width: float = 7.4) -> Figure:
     """Draws the mean quality over all sizes against what they cost together, in device-hours and in PFLOP; `width` is in inches.
 
+    Hollow and dotted: the same without size 1.
+
     Raises:
         MissingRecordsError: Fewer than two approaches have all sizes.
+        IncomparableError: The qualities are on several scales, or the hours those of several machines.
     """
     sizes = grid.sizes("ofa", INDEPENDENT) if {"ofa", INDEPENDENT} <= grid.of.keys() else []
     if not sizes:
@@ -119,21 +140,36 @@ def quality_vs_cost(grid: Grid, currencies: Sequence[str] = tuple(CURRENCIES), w
             f"the figure quality_vs_cost: left out, OFA and {look_of(INDEPENDENT).label} have no size in common; {HOW}"
         )
     present = [method for methods in BUDGETS.values() for method in methods if method in grid.of]
+    grid.check_scale(*present)
     seeds = grid.seeds(*present)  # the same for all, so that differences are paired
+    paid = [cell for method in present for seed, cells in grid.paid(method, sizes).items() if seed in seeds for cell in cells]
+    check_machine(paid if "device_hours" in currencies else [])
     figure = Figure(figsize=(width, 3.9))
     for axes, currency in zip(figure.subplots(1, len(currencies), sharey=True, squeeze=False)[0], currencies, strict=True):
-        for family, methods in BUDGETS.items():
-            points = [point for method in methods if (point := grid.point(method, sizes, seeds))]
-            if not points:
-                continue
-            hours, pflop, y, error = zip(*points, strict=True)
-            x = hours if currency == "device_hours" else pflop
-            look = look_of(FAMILY_LOOKS.get(family, family))
-            axes.errorbar(x, y, yerr=error, color=look.colour, marker=look.marker, label=family)
-        axes.set(xlabel=CURRENCIES[currency])
+        _draw_budgets(axes, grid, sizes, seeds, currency)
+        rest = [size for size in sizes if size != 1.0]
+        if rest and 1.0 in sizes:
+            _draw_budgets(axes, grid.without_whole(), rest, seeds, currency, hollow=True)
+        busy = currency == "device_hours" and any(cell.busy for cell in paid)
+        axes.set(xlabel=CURRENCIES[currency] + (f" {BUSY} (busy machine)" if busy else ""))
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
     figure.axes[0].set_ylabel(f"{grid.metric}, geometric mean over sizes\n({len(seeds)} seed{'s' * (len(seeds) != 1)}, lower is better)")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3 if width > 5 else 2)
     return figure
+
+
+def _draw_budgets(axes: Axes, grid: Grid, sizes: Sequence[float], seeds: Sequence[int], currency: str, *, hollow: bool = False) -> None:
+    """Draws a line for each family of budgets; a hollow one stands for fewer sizes and has no name of its own but the first."""
+    if hollow:
+        axes.errorbar([], [], color="#777777", marker="o", markerfacecolor="none", linestyle=":", label="without size 1")
+    for family, methods in BUDGETS.items():
+        points = [point for method in methods if (point := grid.point(method, sizes, seeds))]
+        if not points:
+            continue
+        hours, pflop, y, error = zip(*points, strict=True)
+        x = hours if currency == "device_hours" else pflop
+        look = look_of(FAMILY_LOOKS.get(family, family))
+        style = {"markerfacecolor": "none", "linestyle": ":", "linewidth": 0.8} if hollow else {"label": family}
+        axes.errorbar(x, y, yerr=error, color=look.colour, marker=look.marker, **style)

@@ -9,10 +9,12 @@ from typing import Any
 import pandas as pd
 
 from paper_figures.cells import Cell, MissingRecordsError, sort_key
-from paper_figures.claims import claims_table
+from paper_figures.claims import claims_table, compute_is_off
+from paper_figures.comparable import Conditions, IncomparableError
 from paper_figures.evidence import Grid, interval, percent
 from paper_figures.look import look_of
-from paper_figures.markup import latex, markdown
+from paper_figures.markup import BUSY_NOTE, latex, markdown, marked
+from paper_figures.tables import scale_note
 from repro.harness.records import Record
 from repro.harness.storage import write_atomically
 
@@ -28,11 +30,17 @@ FACTORS = (
     "distillation",
     "threshold",
 )
+WITHOUT_1 = "Without size 1: the same over the other sizes; size 1 is free to who prunes each size alone: it is the base"
 HOW = "run `nox -s evidence`"
 
 
 def ablations_table(grid: Grid) -> pd.DataFrame:
-    """Returns one row for each variant, and for each method that one is held against; a column of quality for each size."""
+    """Returns one row for each variant, and for each method that one is held against; a column of quality for each size.
+
+    Raises:
+        IncomparableError: The qualities are on several scales.
+    """
+    grid.check_scale(*grid.variants(), *{cell.variant.of for cell in grid.variants().values() if cell.variant})
     variants = dict(sorted(grid.variants().items(), key=lambda item: (_factor_order(item[1]), item[0])))
     references = sorted({cell.variant.of for cell in variants.values() if cell.variant}, key=lambda method: sort_key(method, None))
     rows = []
@@ -54,9 +62,6 @@ def _factor_order(cell: Cell) -> tuple[int, str]:
 def _row(grid: Grid, method: str, reference: str, factor: str, label: str) -> dict[str, object]:
     sizes = sorted({size for by_size in grid.of[method].values() for size in by_size}, reverse=True)
     seeds = grid.seeds(method)
-    against = interval(grid.log_ratios(method, reference)) if method != reference and reference in grid.of else None
-    shown = against.map(percent) if against else None
-    hours, pflop = (grid.costs(method, sizes, currency) for currency in ("device_hours", "train_pflop"))
     realised = [
         cell.counts["realised"] - size
         for by_size in grid.of[method].values()
@@ -68,17 +73,37 @@ def _row(grid: Grid, method: str, reference: str, factor: str, label: str) -> di
         values = [grid.score(method, seed, size) for seed in seeds if size in grid.of[method][seed]]
         row[f"{grid.metric} {size:g}"] = statistics.fmean(values)
         row[f"{grid.metric} {size:g} std_error"] = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    row |= {
-        "difference_pct": shown.mean if shown else None,
-        "low_pct": shown.low if shown else None,
-        "high_pct": shown.high if shown else None,
-    }
+    compared = method != reference and reference in grid.of
+    row |= _difference(grid if compared else None, method, reference, "")
+    without = compared and 1.0 in grid.sizes(method, reference)
+    row |= _difference(grid.without_whole() if without else None, method, reference, "_without_1")
     row |= {"largest_size_error": max(realised, key=abs) if realised else None}
-    row |= {
+    return row | _costs(grid, method, sizes) | {"n_seeds": len(seeds)}
+
+
+def _difference(grid: Grid | None, method: str, reference: str, suffix: str) -> dict[str, float | None]:
+    """Returns a method's difference from a reference over the sizes of a grid, with its interval; blanks without a grid."""
+    against = interval(grid.log_ratios(method, reference)) if grid else None
+    shown = against.map(percent) if against else None
+    ends = (shown.mean, shown.low, shown.high) if shown else (None, None, None)
+    return dict(zip((f"difference{suffix}_pct", f"low{suffix}_pct", f"high{suffix}_pct"), ends, strict=True))
+
+
+def _costs(grid: Grid, method: str, sizes: Sequence[float]) -> dict[str, object]:
+    """Returns what all the sizes of a method cost; no hours, but why there are none, where they are those of several machines."""
+    pflop = grid.costs(method, sizes, "train_pflop")
+    hours, note = {}, ""
+    try:
+        hours = grid.costs(method, sizes, "device_hours")
+    except IncomparableError as error:
+        note = str(error)
+    busy = any(cell.busy for cells in grid.paid(method, sizes).values() for cell in cells)
+    return {
         "device_hours": statistics.fmean(hours.values()) if hours else None,
+        "busy_machine": "yes" if busy else "",
         "train_pflop": statistics.fmean(pflop.values()) if pflop else None,
+        "note": note,
     }
-    return row | {"n_seeds": len(seeds)}
 
 
 def write_claims(folder: Path, records: Sequence[Record]) -> list[Path]:
@@ -118,28 +143,61 @@ def printable_claims(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
         {
             "": table["key"],
             "Claim": table["claim"],
-            "Measured": table["measure"].str.replace("FID", grid.metric or "FID"),
-            "Estimate": [_amount(row.estimate, row.unit) for row in table.itertuples()],
+            "Measured": [_measure(row).replace("FID", grid.metric or "FID") for row in table.itertuples()],
+            "Estimate": marked([_amount(row.estimate, row.unit) for row in table.itertuples()], table["busy_machine"] == "yes"),
             "95 % interval": [_range(row.low, row.high, row.unit) for row in table.itertuples()],
+            "Without size 1": marked(
+                [_with_range(row.estimate_without_1, row.low_without_1, row.high_without_1, row.unit) for row in table.itertuples()],
+                table["busy_machine"] == "yes",
+            ),
             "Holds if": [f"{row.holds_if} {row.boundary:g} {row.unit}".replace(" log-%", "") for row in table.itertuples()],
             "Seeds": table["n_seeds"].astype(str),
-            "Verdict": table["verdict"],
+            "Verdict": [verdict_text(row) for row in table.itertuples()],
         }
     )
     return shown, [
         "Differences are paired over seeds; % is relative to what comes second, geometric mean over the reported sizes, negative is better",
         "Imbalance: 100 times the absolute value of ln r(smallest) - ln r(largest), r the quality over that of the size trained alone",
-        "The rule was stated before the runs: results/README.md. One base; 95 % intervals of Student's t, each on its own",
+        WITHOUT_1,
+        f"The rule was stated before the runs: results/README.md. {_bases(grid)}; 95 % intervals of Student's t, each on its own",
+        *([BUSY_NOTE] if (table["busy_machine"] == "yes").any() else []),
         *_noise_notes(grid),
     ]
+
+
+def _measure(row: Any) -> str:
+    """Returns what was measured and, where compute is said to be equal, how equal it was."""
+    if pd.isna(row.pflop_ratio):
+        return str(row.measure)
+    without = "" if pd.isna(row.pflop_ratio_without_1) else f", {row.pflop_ratio_without_1:.2f} : 1 without size 1"
+    counted = "as recorded" if row.scoring_counted else "as recorded, without scoring,"
+    return f"{row.measure} (PFLOP {counted} {row.pflop_ratio:.2f} : 1{without})"
+
+
+def verdict_text(row: Any) -> str:
+    """Returns the verdict on a row of the table of claims, that without size 1 where it is another, and unequal compute."""
+    parts = [f"without size 1: {row.verdict_without_1}"] if row.verdict_without_1 not in ("", row.verdict) else []
+    if not pd.isna(row.pflop_ratio) and compute_is_off(row.pflop_ratio):
+        parts.append(f"compute is not equal: {100 * (row.pflop_ratio - 1):+.0f} %")
+    return str(row.verdict) + (f" ({'; '.join(parts)})" if parts else "")
+
+
+def _bases(grid: Grid) -> str:
+    """Says how many bases the compared networks started from."""
+    bases = {cell.starts_from for by_seed in grid.of.values() for by_size in by_seed.values() for cell in by_size.values()} - {""}
+    return "One base" if len(bases) < 2 else f"{len(bases)} bases, one for each seed"
 
 
 def _noise_notes(grid: Grid) -> list[str]:
     notes = []
     for method in ("floor", "noise"):
-        values = [cell.values[0] for cell in grid.cells if cell.method == method and cell.metric == grid.metric and cell.values]
-        if values:
-            notes.append(f"{look_of(method).label}: {grid.metric} {statistics.fmean(values):.2f}")
+        scales: dict[Conditions | None, list[float]] = {}
+        for cell in grid.cells:
+            if cell.method == method and cell.metric == grid.metric and cell.values:
+                scales.setdefault(cell.scale, []).append(statistics.fmean(cell.values))
+        for scale, values in scales.items():
+            other = scale_note(scale, grid.scale) if scale and grid.scale else ""
+            notes.append(f"{look_of(method).label}: {grid.metric} {statistics.fmean(values):.2f}" + (f" ({other})" if other else ""))
     noise = grid.noise()
     if noise:
         notes.append(
@@ -163,13 +221,20 @@ def printable_ablations(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
         ]
     shown["Difference"] = [_amount(value, "%") for value in table["difference_pct"]]
     shown["95 % interval"] = [_range(row.low_pct, row.high_pct, "%") for row in table.itertuples()]
+    shown["Without size 1"] = [
+        _with_range(row.difference_without_1_pct, row.low_without_1_pct, row.high_without_1_pct, "%") for row in table.itertuples()
+    ]
     shown["Size error"] = ["" if pd.isna(value) else f"{value:+.3f}" for value in table["largest_size_error"]]
-    shown["Device-hours"] = ["" if pd.isna(value) else f"{value:.4f}" for value in table["device_hours"]]
+    hours = ["" if pd.isna(value) else f"{value:.4f}" for value in table["device_hours"]]
+    shown["Device-hours"] = marked(hours, table["busy_machine"] == "yes")
     shown["PFLOP"] = ["" if pd.isna(value) else f"{value:.4f}" for value in table["train_pflop"]]
     shown["Seeds"] = table["n_seeds"].astype(str)
     return shown, [
         f"P: {grid.metric}, mean over seeds ± standard error. Difference: against the default row above, as in the table of claims",
         "Size error: a realised size less its P, the largest. Device-hours and PFLOP: for all sizes together, without evaluation",
+        WITHOUT_1,
+        *([BUSY_NOTE] if (table["busy_machine"] == "yes").any() else []),
+        *[f"No device-hours: {note}" for note in dict.fromkeys(table["note"]) if note],
     ]
 
 
@@ -177,6 +242,12 @@ def _amount(value: Any, unit: Any) -> str:
     if value is None or pd.isna(value):
         return ""
     return {"x": f"{value:.2f} x", "%": f"{value:+.1f} %", "log-%": f"{value:+.1f}"}[str(unit)]
+
+
+def _with_range(value: Any, low: Any, high: Any, unit: Any) -> str:
+    """Returns an estimate and, where there is one, its interval in brackets."""
+    interval_text = _range(low, high, unit)
+    return _amount(value, unit) + (f" ({interval_text})" if interval_text else "")
 
 
 def _range(low: Any, high: Any, unit: Any) -> str:

@@ -53,7 +53,13 @@ def look_of(method: str) -> Look:
     if method in LOOKS:
         return LOOKS[method]
     number = zlib.crc32(method.encode())
-    return Look(method, SPARE_COLOURS[number % len(SPARE_COLOURS)], SPARE_MARKERS[number // 7 % len(SPARE_MARKERS)])
+    return Look(_label_of(method), SPARE_COLOURS[number % len(SPARE_COLOURS)], SPARE_MARKERS[number // 7 % len(SPARE_MARKERS)])
+
+
+def _label_of(method: str) -> str:
+    """Returns the label of an unknown method: its name, which begins with the label of the longest known method that it begins with."""
+    known = max((name for name in LOOKS if method.startswith(f"{name}_")), key=len, default="")
+    return f"{LOOKS[known].label}, {method.removeprefix(f'{known}_').replace('_', ' ')}" if known else method
 
 
 def drawn(text: str) -> str:

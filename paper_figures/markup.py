@@ -2,17 +2,19 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 
 import pandas as pd
 
+from paper_figures.cells import BUSY
 from paper_figures.look import look_of
 
 SHARED_COST = (
     "device-hours and PFLOP are those of one joint training, shared by all of its sizes, and this size's extraction: "
     "pay the joint training once, whatever the number of sizes"
 )
+BUSY_NOTE = f"{BUSY} other work ran on the machine at the time: device-hours and latencies read high"
 TITLES = {"device": "Device", "spread_over": "± over", "n_values": "Values", "n_samples": "Samples", "n_seeds": "Seeds"}
 LATEX_ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -23,6 +25,7 @@ LATEX_ESCAPES = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "±": r"$\pm$",
+    BUSY: r"$\dagger$",
     "\n": " ",
 }
 
@@ -38,7 +41,7 @@ def printable(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     scale, unit = (1e9, "G") if (table[["macs", "macs_torch_pruning"]] >= 1e9).any(axis=None) else (1e6, "M")
     shown[f"MACs ({unit})"] = _counted(table["macs"] / scale, published)
     shown[f"MACs, torch-pruning ({unit})"] = _counted(table["macs_torch_pruning"] / scale, published)
-    shown["Device-hours"] = _scaled(table["device_hours"], 3)
+    shown["Device-hours"] = marked(_scaled(table["device_hours"], 3), table["busy_machine"] == "yes")
     shown["Training PFLOP"] = _scaled(table["train_pflop"], 3)
     for column in [column for column in table.columns if column.endswith("_std_error")]:
         shown[column.removesuffix("_std_error")] = _with_error(table[column.removesuffix("_std_error")], table[column])
@@ -52,6 +55,7 @@ def printable(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
             same.append(f"{title} {distinct.pop()}")
     reading = "MACs: one forward on one image. Device-hours and PFLOP: training overhead, without evaluation. ±: standard error of the mean"
     rows = "In every row of ours: " if published.any() else "In every row: "
+    notes += [BUSY_NOTE] if (table["busy_machine"] == "yes").any() else []
     return shown, [*notes, reading, *([rows + "; ".join(same)] if same else [])]
 
 
@@ -92,8 +96,13 @@ def latex(shown: pd.DataFrame, notes: Sequence[str], title: str, *, label: str =
 
 def latex_text(text: str) -> str:
     """Escapes what LaTeX would take for a command; what its default fonts lack becomes a question mark."""
-    known = "".join(character if ord(character) < 256 else "?" for character in text)
+    known = "".join(character if ord(character) < 256 or character in LATEX_ESCAPES else "?" for character in text)
     return "".join(LATEX_ESCAPES.get(character, character) for character in known)
+
+
+def marked(texts: Sequence[str], busy: Iterable[bool]) -> list[str]:
+    """Marks the numbers, of which blanks are none, that were timed on a busy machine."""
+    return [text + BUSY if text and was else text for text, was in zip(texts, busy, strict=True)]
 
 
 def _footnotes(table: pd.DataFrame) -> tuple[list[str], list[str]]:

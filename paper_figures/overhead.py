@@ -1,42 +1,28 @@
 """What it costs to have every size: one joint training against one independent training per size."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from paper_figures.cells import Cell, MissingRecordsError, cells_of, deliverers, mean, sort_key
+from paper_figures.cells import MissingRecordsError, sort_key
+from paper_figures.terms import Term, overhead_terms
 from repro.harness.records import Record
 from repro.harness.storage import write_atomically
 
-PHASES = ("prepare", "importance", "train", "checkpoint", "lost")
-CSV_COLUMNS = ("device", "approach", "term", "device_hours", "train_pflop", "n_seeds")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Term:
-    """One item on an approach's bill, averaged over seeds; `size` is None for what all sizes share, `phase` for all of a cell's own."""
-
-    device: str
-    approach: str
-    term: str
-    size: float | None
-    device_hours: float | None
-    train_pflop: float | None
-    n_seeds: int
-    names: tuple[str, ...]  # of the cells that it was made from
-    phase: str | None = None
+CSV_COLUMNS = ("device", "approach", "term", "device_hours", "busy", "train_pflop", "n_seeds")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Versus:
-    """OFA against one independent method over the same sizes, in one currency."""
+    """OFA against one independent method over the same sizes, in one currency; `busy` where a part was timed on a busy machine."""
 
     ofa: float
     independent: float
     n_sizes: int
+    busy: bool = False
 
     @property
     def ratio(self) -> float:
@@ -70,28 +56,15 @@ class Comparison:
     def versus(self, currency: str, *, with_base_size: bool = True) -> Versus | None:
         """Compares the totals in `device_hours` or `train_pflop`, with or without size 1.0; None where either is unknown."""
         sizes = [size for size in self.sizes if with_base_size or size != 1.0]
-        ofa = total([term for term in self.ofa if term.size is None or term.size in sizes], currency)
-        independent = total([term for term in self.independent if term.size in sizes], currency)
-        return Versus(ofa=ofa, independent=independent, n_sizes=len(sizes)) if ofa and independent else None
+        sides = [serving(terms, sizes) for terms in (self.ofa, self.independent)]
+        ofa, independent = (total(terms, currency) for terms in sides)
+        busy = currency == "device_hours" and any(term.busy for terms in sides for term in terms)
+        return Versus(ofa=ofa, independent=independent, n_sizes=len(sizes), busy=busy) if ofa and independent else None
 
-
-def overhead_terms(records: Iterable[Record]) -> tuple[list[Term], list[str]]:
-    """Returns every approach's terms (base, OFA, independent methods) per device, and notes about what was left out.
-
-    Raises:
-        ReproError: A record is malformed.
-    """
-    cells = cells_of(records)
-    by_name = {cell.name: cell for cell in cells}
-    done = [cell for cell in cells if cell.done and cell.own and cell.device_hours is not None]
-    terms, notes = [], []
-    for device in sorted({cell.device for cell in done}):
-        here = [cell for cell in done if cell.device == device]
-        ofa, note = _ofa_terms([cell for cell in here if cell.method == "ofa"], by_name)
-        terms += _terms_per_size([cell for cell in here if cell.method == "base"], "size") + ofa
-        terms += _terms_per_size([cell for cell in here if _is_independent(cell)], "size")
-        notes += [f"OFA is left out on {device}: {note}"] if note else []
-    return terms, notes
+    def hours_up_to(self) -> list[float]:
+        """Returns the independent method's hours for 0, 1, 2, ... sizes, the smallest first; what they share is spread evenly."""
+        by_size = {size: sum(_share_of(term, size, self.sizes) for term in self.independent) for size in self.sizes}
+        return [sum(by_size[size] for size in self.sizes[:k]) for k in range(len(self.sizes) + 1)]
 
 
 def comparisons(terms: Sequence[Term]) -> list[Comparison]:
@@ -110,11 +83,22 @@ def comparisons(terms: Sequence[Term]) -> list[Comparison]:
                 method=method,
                 sizes=tuple(sorted(sizes)),
                 left_out=tuple(sorted(either - sizes)),
-                ofa=tuple(term for term in ofa if term.size is None or term.size in sizes),
-                independent=tuple(term for term in independent if term.size in sizes),
+                ofa=tuple(serving(ofa, sizes)),
+                independent=tuple(serving(independent, sizes)),
             )
         )
     return pairs
+
+
+def serving(terms: Iterable[Term], sizes: Collection[float | None]) -> list[Term]:
+    """Returns the terms that are paid for some sizes: their own, and what any of them shares."""
+    return [term for term in terms if term.size in sizes or any(size in sizes for size in term.serves)]
+
+
+def _share_of(term: Term, size: float, sizes: Collection[float]) -> float:
+    """Returns the part of a term's device-hours that falls on one of several sizes."""
+    served = [term.size] if term.size is not None else [other for other in term.serves if other in sizes]
+    return (term.device_hours or 0.0) / len(served) if size in served else 0.0
 
 
 def total(terms: Iterable[Term], currency: str) -> float | None:
@@ -128,7 +112,7 @@ def why_not(terms: Sequence[Term], notes: Sequence[str]) -> str:
     """Says in one line why the records hold nothing to compare, and what to run."""
     ofa = sorted({term.device for term in terms if term.approach == "ofa"})
     others = sorted({term.device for term in terms if term.approach not in ("base", "ofa")})
-    if notes and not ofa:
+    if notes and not (ofa and others):
         return "overhead: left out, " + "; ".join(notes)
     if not ofa:
         return "overhead: left out, no OFA records; run `python -m repro run`"
@@ -156,55 +140,3 @@ def write_overhead(folder: Path, records: Iterable[Record]) -> list[Path]:
     path = folder / "tables" / "overhead.csv"
     write_atomically(path, frame.to_csv(index=False, lineterminator="\n").encode())
     return [path]
-
-
-def _is_independent(cell: Cell) -> bool:
-    """Tells a net that was trained for its own size from one that another cell's training delivered, or none."""
-    return cell.size is not None and cell.train_pflop is not None and not cell.delivered_by and cell.method != "base"
-
-
-def _terms_per_size(cells: Sequence[Cell], what: str) -> list[Term]:
-    """Returns one term for each (method, size), averaged over seeds."""
-    groups: dict[tuple[str, float], list[Cell]] = {}
-    for cell in cells:
-        if cell.size is not None:
-            groups.setdefault((cell.method, cell.size), []).append(cell)
-    return [
-        Term(
-            device=group[0].device,
-            approach=method,
-            term=f"{what} {size:g}",
-            size=size,
-            device_hours=mean(cell.device_hours for cell in group),
-            train_pflop=mean(cell.train_pflop for cell in group),
-            n_seeds=len(group),
-            names=tuple(cell.name for cell in group),
-        )
-        for (method, size), group in sorted(groups.items(), key=lambda item: sort_key(*item[0]))
-    ]
-
-
-def _ofa_terms(subnets: Sequence[Cell], by_name: Mapping[str, Cell]) -> tuple[list[Term], str]:
-    """Returns OFA's terms on one device: each phase of the joint run, then each size's extraction; or why there are none."""
-    shared, note = deliverers(subnets, by_name)
-    elsewhere = [cell for cell in shared if cell.device != subnets[0].device]
-    if note or elsewhere:
-        return [], note or f"{elsewhere[0].name} ran on {elsewhere[0].device}, and device-hours of different devices do not add up"
-    terms = []
-    for method in sorted({cell.method for cell in shared}):
-        runs = [cell for cell in shared if cell.method == method]
-        terms += [
-            Term(
-                device=subnets[0].device,
-                approach="ofa",
-                term=f"{method} {phase}",
-                size=None,
-                device_hours=mean(cell.phases_device_hours.get(phase, 0.0) for cell in runs),
-                train_pflop=mean(cell.train_pflop for cell in runs) if phase == "train" else None,
-                n_seeds=len(runs),
-                names=tuple(cell.name for cell in runs),
-                phase=phase,
-            )
-            for phase in PHASES
-        ]
-    return terms + _terms_per_size(subnets, "extract"), ""

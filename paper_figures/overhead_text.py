@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 
-from paper_figures.evidence import INDEPENDENT, Grid
+from paper_figures.evidence import INDEPENDENT, Grid, check_machine
 from paper_figures.look import look_of
-from paper_figures.overhead import Comparison, Term, comparisons, overhead_terms, total, why_not
+from paper_figures.overhead import Comparison, comparisons, total, why_not
+from paper_figures.terms import Term, overhead_terms
 from repro.harness.records import Record
 
 CURRENCIES = ("device_hours", "train_pflop")
 WIDTH = 56
+BUSY_WORDS = " (busy machine)"
 FAIR = {
     "equal images per size": ("ofa", "slimmable", INDEPENDENT),
     "equal total compute, that of all independent runs": ("ofa_long", INDEPENDENT),
@@ -21,7 +23,7 @@ def overhead_text(records: Iterable[Record]) -> str:
     """Returns the cost comparison of one experiment as text; where nothing can be compared, one line that says why.
 
     Raises:
-        ReproError: A record is malformed.
+        ReproError: A record is malformed, or qualities on several scales, or device-hours of several machines, would be compared.
     """
     terms, notes = overhead_terms(records)
     pairs = comparisons(terms)
@@ -34,28 +36,51 @@ def overhead_text(records: Iterable[Record]) -> str:
         blocks += [_verdict(pair) for pair in pairs if pair.device == device]
     compared = {(pair.device, pair.method) for pair in pairs}
     alone = sorted({(t.approach, t.device) for t in terms if t.approach not in ("base", "ofa") and (t.device, t.approach) not in compared})
-    grid = Grid(records)
-    blocks += [_fair(grid)] if grid.sizes("ofa", INDEPENDENT) else []
+    blocks += _fair_blocks(Grid(records))
     notes += [f"{look_of(method).label} on {device} is not compared: OFA has none of its sizes there" for method, device in alone]
     return "\n".join([*blocks, *[f"Note: {note}.\n" for note in notes]])
+
+
+def _fair_blocks(grid: Grid) -> list[str]:
+    """Returns the comparisons at equal images or compute, with size 1 and, where other sizes are left, without."""
+    grids = [grid, grid.without_whole()] if 1.0 in grid.sizes("ofa", INDEPENDENT) else [grid]
+    return [_fair(each) for each in grids if each.sizes("ofa", INDEPENDENT)]
 
 
 def _fair(grid: Grid) -> str:
     """Returns two comparisons in which one thing is equal: the images that each size sees, or the compute of all sizes together."""
     sizes = grid.sizes("ofa", INDEPENDENT)
-    lines = [_line(f"Quality for the cost, sizes {_sizes(sizes)}", "device-hours", "PFLOP", grid.metric)]
+    over = f"sizes {_sizes(sizes)}" if 1.0 in sizes else "without size 1"
+    lines = [_line(f"Quality for the cost, {over}", "device-hours", "PFLOP", grid.metric)]
     for title, methods in FAIR.items():
         present = [method for method in methods if method in grid.of]
         seeds = grid.seeds(*present) if present else []  # the same for all, so that differences are paired
+        check_fair(grid, present, sizes, seeds)
         rows = [(method, point) for method in present if (point := grid.point(method, sizes, seeds))]
         if len(rows) > 1:
             lines.append(f"  {title} (seeds {', '.join(map(str, seeds))}):")
             lines += [
-                _line(f"    {NAMES.get(name, look_of(name).label)}", _amount(point[0]), _amount(point[1]), f"{point[2]:.2f}")
-                for name, point in rows
+                _line(_name(grid, name, sizes, seeds), _amount(point[0]), _amount(point[1]), f"{point[2]:.2f}") for name, point in rows
             ]
     lines.append(f"  ({grid.metric}: geometric mean over the sizes, mean over seeds)")
     return "\n".join(lines) + "\n"
+
+
+def check_fair(grid: Grid, methods: Sequence[str], sizes: Sequence[float], seeds: Sequence[int]) -> None:
+    """Refuses to set methods side by side that were judged on several scales, or whose hours are those of several machines.
+
+    Raises:
+        IncomparableError: They were.
+    """
+    grid.check_scale(*methods)
+    paid = [grid.paid(method, sizes) for method in methods]
+    check_machine([cell for by_seed in paid for seed in seeds for cell in by_seed.get(seed, [])])
+
+
+def _name(grid: Grid, method: str, sizes: Sequence[float], seeds: Sequence[int]) -> str:
+    paid = grid.paid(method, sizes)
+    busy = any(cell.busy for seed in seeds for cell in paid.get(seed, []))
+    return f"    {NAMES.get(method, look_of(method).label)}{BUSY_WORDS if busy else ''}"
 
 
 def _bills(device: str, terms: Sequence[Term]) -> str:
@@ -69,9 +94,12 @@ def _bills(device: str, terms: Sequence[Term]) -> str:
         if approach == "base":
             title += ", needed by all and in no total"
         lines += ["", _line(title, "device-hours", "PFLOP")]
-        lines += [_line(f"  {term.term}", _amount(term.device_hours), _amount(term.train_pflop)) for term in own]
+        lines += [
+            _line(f"  {term.term}{BUSY_WORDS if term.busy else ''}", _amount(term.device_hours), _amount(term.train_pflop)) for term in own
+        ]
         if len(own) > 1:
-            lines.append(_line("  total", *(_amount(total(own, currency)) for currency in CURRENCIES)))
+            busy = BUSY_WORDS if any(term.busy for term in own) else ""
+            lines.append(_line(f"  total{busy}", *(_amount(total(own, currency)) for currency in CURRENCIES)))
     return "\n".join(lines) + "\n"
 
 
@@ -90,10 +118,11 @@ def _verdict(pair: Comparison) -> str:
 
 def _totals(pair: Comparison, label: str, *, with_base_size: bool) -> list[str]:
     sides = [pair.versus(currency, with_base_size=with_base_size) for currency in CURRENCIES]
+    busy = BUSY_WORDS if any(side and side.busy for side in sides) else ""
     return [
         _line("  OFA total", *(_amount(side.ofa if side else None) for side in sides)),
         _line(f"  {label} total", *(_amount(side.independent if side else None) for side in sides)),
-        _line(f"  {label} / OFA", *(f"{side.ratio:.2f}" if side else "" for side in sides)),
+        _line(f"  {label} / OFA{busy}", *(f"{side.ratio:.2f}" if side else "" for side in sides)),
         _line(f"  {label}, mean per size", *(_amount(side.mean_per_size if side else None) for side in sides)),
         _line("  OFA is cheaper from this many sizes on", *(str(side.break_even) if side else "" for side in sides)),
     ]

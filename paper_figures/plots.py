@@ -1,4 +1,4 @@
-"""The figures: quality against MACs and parameters, and cumulative cost; each is drawn from the tables' own numbers."""
+"""The figures of quality against MACs and parameters, drawn from the tables' own numbers, and how all figures are written."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,13 +7,14 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
 from paper_figures.cells import MissingRecordsError, sort_key
+from paper_figures.comparable import IncomparableError
 from paper_figures.evidence import Grid
 from paper_figures.evidence_plots import ablations, balance, quality_vs_cost
 from paper_figures.look import drawn, house_style, look_of, save_figure
-from paper_figures.overhead import Comparison, Term, comparisons, overhead_terms, total, why_not
+from paper_figures.overhead_plot import overhead
 from paper_figures.published import Published
 from paper_figures.published_points import Point, add_published_legend, draw_published
 from paper_figures.strips import samples
@@ -69,6 +70,8 @@ def draw_all(folder: Path, drawings: Mapping[str, Callable[[], Figure]]) -> tupl
                 paths += save_figure(draw(), folder, name)
             except MissingRecordsError as error:
                 notes.append(str(error))
+            except IncomparableError as error:
+                notes.append(f"the figure {name}: left out, {error}")
     return paths, notes
 
 
@@ -101,43 +104,20 @@ def fid_vs_params(table: pd.DataFrame, published: Sequence[Published] = (), layo
     return quality_figure(table, "params", 1e6, "Parameters (M)", points, layout)
 
 
-def overhead(records: Sequence[Record], width: float = 5.6) -> Figure:
-    """Draws cumulative device-hours against the number of sizes delivered, a panel per device; `width` is in inches.
-
-    Raises:
-        MissingRecordsError: OFA and the baselines cannot be compared.
-        ReproError: A record is malformed.
-    """
-    terms, notes = overhead_terms(records)
-    pairs = comparisons(terms)
-    if not pairs:
-        raise MissingRecordsError(why_not(terms, notes).replace("overhead:", "the figure overhead:"))
-    devices = sorted({pair.device for pair in pairs})
-    figure = Figure(figsize=(width, 3.5 * len(devices)))
-    for axes, device in zip(figure.subplots(len(devices), squeeze=False)[:, 0], devices, strict=True):
-        ofa = [term for term in terms if term.device == device and term.approach == "ofa"]
-        _draw_overhead(axes, [pair for pair in pairs if pair.device == device], ofa)
-        axes.set_title(drawn(f"Training overhead on {device}"), loc="left", pad=26)
-    return figure
-
-
 def quality_figure(
     table: pd.DataFrame, column: str, scale: float, xlabel: str, published: Sequence[Point] = (), layout: Layout = SIDE_BY_SIDE
 ) -> Figure:
-    """Draws a panel for each metric and number of samples: numbers of different metrics or sample counts share no axis.
+    """Draws a panel for each scale: numbers of different metrics, extractors, references, samplers or sample counts share no axis.
 
     Raises:
         MissingRecordsError: No row has both a quality and a number in the column.
     """
-    panels = [
-        (metric, n, table[table[metric].notna() & (table["n_samples"] == n)])
-        for metric in metrics_of(table)
-        for n in sorted(table.loc[table[metric].notna() & table[column].notna(), "n_samples"].unique())
-    ]
+    panels = [(metric, judged, _on_scale(table, judged)) for metric in metrics_of(table) for judged in _scales(table, metric, column)]
     if not panels:
         raise MissingRecordsError(f"the figure fid_vs_{column}: left out, no evaluated cell; {ASK_FOR_RUN}")
     figure = Figure(figsize=(layout.width, (4.6 if published else 3.7) * len(panels)))
-    for part_of_figure, (metric, n, part) in zip(figure.subfigures(len(panels), squeeze=False)[:, 0], panels, strict=True):
+    for part_of_figure, (metric, judged, part) in zip(figure.subfigures(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        n = part["n_samples"].iloc[0]
         # Cells that failed stay in as blanks: they break the line, so that no gap is bridged.
         failed = table[table["n_samples"].isna() & table["method"].isin(part["method"])]
         rows = pd.concat([part, failed]).sort_values("size", ascending=False, kind="stable")
@@ -149,10 +129,10 @@ def quality_figure(
         beside = [point for point in published if (point.entry.protocol.metric, point.entry.protocol.n_samples) == (metric, n)]
         draw_published(axes_of[-1], beside)
         for axes, (title, shown) in zip(axes_of, views.items(), strict=True):
-            x_error = shown[f"{column}_error"] / scale if f"{column}_error" in shown else None
-            _draw_quality(axes, shown, (metric, f"{metric}_std_error"), shown[column] / scale, x_error)
+            _draw_quality(axes, shown, (metric, f"{metric}_std_error"), shown[column] / scale, _x_spread(shown, column, scale))
             axes.set_title(title, loc="left")
-        axes_of[0].set_ylabel(f"{metric}, {int(n):,} samples (lower is better)")
+        told = _told(judged, [other for named, other, _ in panels if named == metric])
+        axes_of[0].set_ylabel(drawn(f"{metric}, {int(n):,} samples (lower is better){told}"))
         _add_legend(part_of_figure, axes_of[0], layout.legend_columns)
         if beside:  # the part's own label would lie under the second legend
             for axes in axes_of:
@@ -164,6 +144,36 @@ def quality_figure(
     return figure
 
 
+def _x_spread(rows: pd.DataFrame, column: str, scale: float) -> pd.DataFrame | None:
+    """Returns how far the bars of a horizontal quantity reach down and up: to its quartiles, or one standard error; None without either."""
+    if f"{column}_error" not in rows:
+        return None
+    spread = pd.DataFrame({side: rows[f"{column}_error"].astype(float).fillna(0.0) for side in ("down", "up")})
+    if f"{column}_q1" in rows:
+        quartiles = pd.DataFrame({"down": rows[column] - rows[f"{column}_q1"], "up": rows[f"{column}_q3"] - rows[column]})
+        spread = quartiles.astype(float).fillna(spread)
+    return spread / scale
+
+
+def _scales(table: pd.DataFrame, metric: str, column: str) -> list[str]:
+    """Returns the scales of the networks that a figure can show, those of fewer samples first."""
+    rows = table[table[metric].notna() & table[column].notna()].sort_values("n_samples", kind="stable")
+    return list(dict.fromkeys(rows["scale"]))
+
+
+def _on_scale(table: pd.DataFrame, scale: str) -> pd.DataFrame:
+    """Returns the rows of a scale; images that no network drew have no sampler, which is the last of its facts."""
+    without_sampler = scale.partition("; sampler ")[0]
+    return table[(table["scale"] == scale) | (table["method"].isin(NOT_A_LINE) & (table["scale"] == without_sampler))]
+
+
+def _told(scale: str, scales: Sequence[str]) -> str:
+    """Returns on a line of its own what tells a scale from the other panels'; nothing where there is one."""
+    shared = set.intersection(*(set(other.split("; ")) for other in scales))
+    own = [fact for fact in scale.split("; ") if fact not in shared and not fact.startswith("samples ")]
+    return "\n" + ", ".join(own) if own else ""
+
+
 def _add_legend(figure: SubFigure, axes: Axes, columns: int) -> None:
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     labels = sorted(handles, key=lambda label: label == look_of("floor").label)
@@ -171,7 +181,7 @@ def _add_legend(figure: SubFigure, axes: Axes, columns: int) -> None:
 
 
 def _draw_quality(
-    axes: Axes, rows: pd.DataFrame, columns: tuple[str, str], x: "pd.Series[float]", x_error: "pd.Series[float] | None" = None
+    axes: Axes, rows: pd.DataFrame, columns: tuple[str, str], x: "pd.Series[float]", x_error: pd.DataFrame | None = None
 ) -> None:
     """Draws a line per method (and device, where there are several), and the floor dashed; noise would only stretch the axis."""
     value, error = columns
@@ -186,7 +196,7 @@ def _draw_quality(
                 x.loc[line.index].astype(float),
                 line[value].astype(float),
                 yerr=line[error].astype(float).fillna(0.0) if line[error].notna().any() else None,
-                xerr=x_error.loc[line.index].astype(float).fillna(0.0) if x_error is not None else None,
+                xerr=x_error.loc[line.index].to_numpy().T if x_error is not None else None,
                 color=look.colour,
                 marker=look.marker,
                 markersize=9 if method == "base" else None,
@@ -207,54 +217,3 @@ def _scale_quality(axes: Axes, drawn: "pd.Series[float]") -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,g}"))
     else:
         axes.set_ylim(bottom=0)
-
-
-def _draw_overhead(axes: Axes, pairs: Sequence[Comparison], ofa: Sequence[Term]) -> None:
-    """Draws OFA's flat line, each independent method's rising line, and a ring where the mean cost per size overtakes OFA."""
-    paid = total(ofa, "device_hours") or 0.0
-    n_sizes = max(len(pair.sizes) for pair in pairs)
-    look = look_of("ofa")
-    axes.axhline(paid, color=look.colour, linewidth=2.2, label=f"{look.label}: joint training and every extraction")
-    for pair in pairs:
-        look, versus = look_of(pair.method), pair.versus("device_hours")
-        by_size = {term.size: term.device_hours or 0.0 for term in pair.independent}
-        paid_up_to = [sum(by_size[size] for size in pair.sizes[:k]) for k in range(len(pair.sizes) + 1)]
-        label = look.label
-        if versus:
-            label += f": OFA is cheaper from {versus.break_even} size{'s' if versus.break_even > 1 else ''} on"
-            n_sizes = max(n_sizes, min(versus.break_even, 2 * len(pair.sizes)))
-        axes.plot(range(len(paid_up_to)), paid_up_to, color=look.colour, marker=look.marker, label=label, zorder=3)
-    axes.plot([], [], color="#777777", linewidth=0.8, linestyle=":", label="at the mean cost per size, break-even ringed")
-    _ring_break_evens(axes, pairs, n_sizes)
-    axes.set_xlim(-0.15, n_sizes + 0.35)
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="Sizes delivered, the smallest first", ylabel="Cumulative device-hours")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), borderaxespad=0.0)
-
-
-def _ring_break_evens(axes: Axes, pairs: Sequence[Comparison], n_sizes: int) -> None:
-    """Rings the point (k, k times the mean cost per size) at break-even, with the thin line of mean costs that leads there."""
-    labelled: set[int] = set()
-    for pair in pairs:
-        versus = pair.versus("device_hours")
-        if versus is None:
-            continue
-        k, colour = versus.break_even, look_of(pair.method).colour
-        end = min(max(k, versus.n_sizes), n_sizes)
-        axes.plot([0, end], [0, end * versus.mean_per_size], color=colour, linewidth=0.8, linestyle=":", zorder=2)
-        if k <= n_sizes:
-            axes.plot([k], [k * versus.mean_per_size], color=colour, marker="o", markersize=11, fillstyle="none", linestyle="", zorder=4)
-            if k not in labelled:
-                axes.axvline(k, color="#777777", linewidth=0.8, linestyle="--", zorder=1)
-                # Above the axes, where no line runs.
-                axes.annotate(
-                    f"break-even\nat {k}",
-                    (k, 1.0),
-                    (0, 2),
-                    xycoords=("data", "axes fraction"),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=8,
-                )
-            labelled.add(k)

@@ -9,7 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from paper_figures.cells import Bill, Cell, MissingRecordsError, bill, cells_of, deliverers, mean, sort_key
+from paper_figures.bills import Bill, bill, deliverers, mean
+from paper_figures.cells import Cell, MissingRecordsError, cells_of, sort_key
+from paper_figures.comparable import COUNTS, Conditions, against_most, most_common
 from paper_figures.literature import NO_LITERATURE, Literature, Shown
 from paper_figures.markup import latex, markdown, printable
 from repro.harness.records import Record
@@ -17,11 +19,11 @@ from repro.harness.storage import write_atomically
 
 COUNT_COLUMNS = {"realised": "realised_size", "params": "params", "macs": "macs", "macs_torch_pruning": "macs_torch_pruning"}
 WHOLE = ("params", "macs", "macs_torch_pruning", "n_values", "n_samples", "n_seeds")
-TEXT = ("method", "device", "spread_over", "note")
+TEXT = ("method", "device", "busy_machine", "spread_over", "scale", "note")
 REAL_OR_NOISE = ("floor", "noise")
 
 Row = dict[str, Any]
-Key = tuple[str, float | None, str, str | None, int | None]
+Key = tuple[str, float | None, str, str, Conditions | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class ResultRow:
 def results_table(records: Iterable[Record]) -> pd.DataFrame:
     """Returns one row per (method, size), without ablations; a failed cell is a gap with a note.
 
-    Devices, metrics and sample counts are never merged.
+    Machines and scales are never merged: what differs in either stands in a row of its own, with a note that says in what.
 
     Counts are raw integers. The quality columns carry the metric's own name, such as `fid_classifier` and `fid_classifier_std_error`.
 
@@ -53,20 +55,67 @@ def result_rows(cells: Sequence[Cell]) -> list[ResultRow]:
     groups: dict[Key, list[Cell]] = {}
     failed: dict[tuple[str, float | None], list[Cell]] = {}
     for cell in cells:
-        if cell.method.endswith("_joint") or not cell.own:
+        if cell.shared or not cell.own:
             continue
         if cell.done:
-            groups.setdefault((cell.method, cell.size, cell.device, cell.metric, cell.n_samples), []).append(cell)
+            groups.setdefault(_key(cell), []).append(cell)
         else:
             failed.setdefault((cell.method, cell.size), []).append(cell)
-    rows = [
-        ResultRow(row=_row(group, failed.get(key[:2], []), by_name), cells=tuple(group), paid=(*group, *deliverers(group, by_name)[0]))
-        for key, group in groups.items()
-    ]
+    usual = Usual.of([cell for group in groups.values() for cell in group])
+    rows = [_made(group, failed.get(key[:2], []), by_name, usual) for key, group in groups.items()]
     held = {key[:2] for key in groups}
     rows += [ResultRow(row=_gap(group), cells=tuple(group), paid=()) for key, group in failed.items() if key not in held]
-    rows.sort(key=lambda made: (sort_key(made.row["method"], made.row["size"]), made.row["device"], str(made.row.get("n_samples"))))
+    rows.sort(key=_order)
     return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usual:
+    """The scale and the machine of most networks of a table; rows of others say so."""
+
+    scale: Conditions | None
+    machine: Conditions | None
+
+    @classmethod
+    def of(cls, cells: Sequence[Cell]) -> "Usual":
+        """Returns those of the cells that have a size, or of all where none has."""
+        networks = [cell for cell in cells if cell.size is not None] or cells
+        timed = (cell.machine for cell in networks if cell.device_hours is not None)
+        return cls(scale=most_common(cell.scale for cell in networks), machine=most_common(timed))
+
+    def notes(self, cell: Cell) -> list[str]:
+        """Says in what a cell's scale and machine are not the usual ones."""
+        notes = [scale_note(cell.scale, self.scale)] if cell.scale and self.scale else []
+        if self.machine and cell.device_hours is not None and cell.method not in REAL_OR_NOISE:
+            other = against_most(cell.machine, self.machine)
+            notes += [f"device-hours of another machine, not to be compared: {other}"] if other else []
+        return [note for note in notes if note]
+
+
+def scale_note(scale: Conditions, most: Conditions) -> str:
+    """Says in what a scale is not that of most rows; empty where it is, or where the metric is another and so the column too."""
+    names = scale.differing(most)
+    if not names or "metric" in names:
+        return ""
+    if set(names) <= COUNTS:
+        return f"n = {scale.get('samples')}, not {most.get('samples')}: a distance of fewer images reads higher"
+    return f"quality on another scale, not to be compared: {against_most(scale, most)}"
+
+
+def _key(cell: Cell) -> Key:
+    """Returns what the cells of a row share; images that no network drew cost nothing, on whatever machine."""
+    return cell.method, cell.size, "" if cell.method in REAL_OR_NOISE else cell.device, cell.trained_on, cell.scale
+
+
+def _order(made: ResultRow) -> tuple[tuple[int, str, float], str, str, str]:
+    row = made.row
+    return sort_key(row["method"], row["size"]), row["device"], str(row.get("n_samples")), str(row.get("scale"))
+
+
+def _made(group: Sequence[Cell], failed: Sequence[Cell], by_name: Mapping[str, Cell], usual: Usual) -> ResultRow:
+    row = _row(group, failed, by_name)
+    row["note"] = "; ".join([*([row["note"]] if row["note"] else []), *usual.notes(group[0])])
+    return ResultRow(row=row, cells=tuple(group), paid=(*group, *deliverers(group, by_name)[0]))
 
 
 def with_published(table: pd.DataFrame, shown: Sequence[Shown]) -> pd.DataFrame:
@@ -120,6 +169,7 @@ def _row(group: Sequence[Cell], failed: Sequence[Cell], by_name: Mapping[str, Ce
         bills = [bill(cell, by_name) for cell in group]
         row |= _costs(bills)
         notes += sorted({part.note for part in bills if part.note})
+        notes += [f"trained once, on {first.trained_on}: the cost of that training, outside the comparison"] if first.trained_on else []
     row |= quality_of(group)
     row["note"] = "; ".join(notes)
     return row
@@ -145,7 +195,11 @@ def _published_row(item: Shown) -> Row:
 
 
 def _costs(bills: Sequence[Bill]) -> Row:
-    return {"device_hours": mean(part.device_hours for part in bills), "train_pflop": mean(part.train_pflop for part in bills)}
+    return {
+        "device_hours": mean(part.device_hours for part in bills),
+        "busy_machine": "yes" if any(part.busy for part in bills) else "",
+        "train_pflop": mean(part.train_pflop for part in bills),
+    }
 
 
 def quality_of(group: Sequence[Cell]) -> Row:
@@ -157,6 +211,7 @@ def quality_of(group: Sequence[Cell]) -> Row:
     means = [statistics.fmean(values) for values in per_seed]
     spread = means if len(means) > 1 else per_seed[0]
     row: Row = {metric: statistics.fmean(means), "n_values": sum(map(len, per_seed)), "n_samples": group[0].n_samples, "spread_over": ""}
+    row["scale"] = str(group[0].scale)
     if len(spread) > 1:
         row[f"{metric}_std_error"] = statistics.stdev(spread) / math.sqrt(len(spread))
         row["spread_over"] = "seeds" if len(means) > 1 else "sampling seeds"
@@ -166,8 +221,8 @@ def quality_of(group: Sequence[Cell]) -> Row:
 def _framed(rows: Sequence[Row], metrics: Sequence[str]) -> pd.DataFrame:
     """Puts rows into a frame of fixed columns and types: whole numbers stay whole next to blanks."""
     quality = [column for metric in metrics for column in (metric, f"{metric}_std_error")]
-    columns = ["method", "size", *COUNT_COLUMNS.values(), "device", "device_hours", "train_pflop"]
-    columns += [*quality, "spread_over", "n_values", "n_samples", "n_seeds", "note"]
+    columns = ["method", "size", *COUNT_COLUMNS.values(), "device", "device_hours", "busy_machine", "train_pflop"]
+    columns += [*quality, "spread_over", "n_values", "n_samples", "n_seeds", "scale", "note"]
     frame = pd.DataFrame({column: pd.Series([row.get(column) for row in rows], dtype=object) for column in columns})
     for column in columns:
         if column in TEXT:

@@ -110,11 +110,32 @@ def make_cifar10_records(**changes: Any) -> list[Record]:
     return [make_cifar10_record(method, size, **changes) for method, size in [*cells, ("floor", None)]]
 
 
+def make_scores(records: list[Record], method: str, pflop: float = 0.0008, hours: float = 0.004) -> list[Record]:
+    """Returns the records with those of one scoring pass a seed, which every pruned size of the method then lists."""
+    scores = {}
+    for record in records:
+        if record["cell"]["method"] == method and record["cell"]["size"] != 1:
+            seed = record["cell"]["seed"]
+            record["delivered_by"] = [f"{method}_scores-seed{seed}"]
+            record["training"]["scoring_pflop"] = 0.0
+            cost = _cost({"prepare": 0.0, "importance": hours, "train": 0.0, "checkpoint": 0.0, "lost": 0.0, "evaluate": 0.0, "start": 0.3})
+            training = {"images": 1024, "train_pflop": pflop, "scoring_pflop": pflop, "timesteps": 100}
+            made = make_record(f"{method}_scores", None, seed, training=training, quality=None, cost=cost, variant=record.get("variant"))
+            scores[seed] = made
+    return [*records, *scores.values()]
+
+
+def busy(record: Record) -> Record:
+    """Returns a record whose cell ran on a busy machine."""
+    loaded = {"load_average": 5.2, "cores": 2, "cpu_share": 0.4, "marked": True}
+    return record | {"cost": record["cost"] | {"busy": loaded}}
+
+
 def write_records(folder: Path, records: list[Record], *, strips: bool = False) -> Path:
     """Writes records, and for each one a strip of 16 images of 8 x 8 if asked to, and returns the folder."""
     for number, record in enumerate(records):
         name, written = record["cell"]["name"], record
-        if strips and record["cell"]["method"] != "ofa_joint" and record["status"] == "done":
+        if strips and not record["cell"]["method"].endswith(("_joint", "_scores")) and record["status"] == "done":
             pixels = np.random.default_rng(number).integers(0, 255, (8, 16 * 8), dtype=np.uint8)
             path = folder / "samples" / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +160,7 @@ def _size(size: float) -> Record:
 
 
 def _cost(phases: dict[str, float]) -> Record:
-    overhead = sum(hours for phase, hours in phases.items() if phase != "evaluate")
+    overhead = sum(hours for phase, hours in phases.items() if phase not in ("evaluate", "start"))
     return {
         "phases_device_hours": phases,
         "device_hours": overhead,

@@ -24,7 +24,8 @@ class Cell:
     @property
     def numbers(self):
         """The printed numbers: of `1.5 ± 0.1 %` or `1 to 2 %` both, as texts."""
-        parts = self.text.replace(MINUS, "-").replace(",", "").replace("±", " ").replace(" to ", " ").split()
+        parts = self.text.replace(MINUS, "-").replace(",", "").replace("±", " ").replace(" to ", " ")
+        parts = parts.translate(str.maketrans("()†", "   ")).split()
         return [part.lstrip("+") for part in parts if part not in ("%", "x")]
 
 
@@ -144,9 +145,13 @@ def quality(records: list[Record]) -> list[float]:
     return mean_and_error([statistics.fmean(own) for own in values]) if len(values) > 1 else mean_and_error(values[0])
 
 
-def paid(records: list[Record], path: str) -> float:
-    """The mean over seeds of what all the records of a seed cost."""
-    return statistics.fmean(sum(at(record, path) or 0.0 for record in own) for own in by_seed(records).values())
+def paid(records: list[Record], path: str, sharers: int = 1) -> float:
+    """The mean over seeds of what all the records of a seed cost; of a scoring pass, the share of one of its sizes."""
+
+    def cost(record: Record) -> float:
+        return (at(record, path) or 0.0) / (sharers if record["cell"]["method"].endswith("_scores") else 1)
+
+    return statistics.fmean(sum(cost(record) for record in own) for own in by_seed(records).values())
 
 
 def of_terms(records: list[Record], path: str) -> float:

@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from record_factory import SIZES, make_record, quality
+from record_factory import SIZES, busy, make_record, make_scores, quality
 from scipy import stats
 
 from paper_figures import claims, evidence, evidence_plots, evidence_tables
 from paper_figures.__main__ import main
 from paper_figures.evidence import Grid, Interval, interval, percent, verdict
 from paper_figures.tables import results_table
+from repro.errors import ReproError
 from repro.harness.records import read_records, write_record
 from repro.methods import METHODS
 
@@ -147,14 +148,74 @@ def test_costs_pay_the_joint_run_once_and_every_size_alone():
     assert grid.costs("ofa", (*SIZES, 0.9), "train_pflop") == {}
 
 
-def test_records_of_another_metric_or_number_of_samples_are_not_compared():
+def on_scale(records, method, **changes):
+    """Judges the cells of a method at seed 2 on another scale."""
+    for record in records:
+        if (record["cell"]["method"], record["cell"]["seed"]) == (method, 2):
+            record["quality"] = record["quality"] | changes
+    return records
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"n_samples": 500}, "samples 1,797 or 500"),
+        ({"metric": "fid"}, "metric fid_classifier or fid"),
+        ({"tool": "another 1.0"}, "tool torch-fidelity 0.4.0 or another 1.0"),
+        ({"extractor": {"name": "classifier", "sha256": "b2" * 32}}, "extractor unknown or classifier b2b2b2b2"),
+        ({"reference": {"name": "digits", "n": 900, "sha256": "c3" * 32}}, "reference unknown or digits c3c3c3c3"),
+    ],
+)
+def test_qualities_on_other_scales_are_refused_with_a_remedy(changes, said):
+    grid = Grid(on_scale(records_of({"ofa": 1.0, "ofa_open": 1.2, "ofa_random": 1.1}), "ofa_open", **changes))
+    assert (grid.metric, grid.n_samples) == ("fid_classifier", 1797)
+    for refused in (
+        lambda: grid.log_ratios("ofa", "ofa_open"),
+        lambda: claims.claims_table(grid),
+        lambda: evidence_tables.ablations_table(grid),
+    ):
+        with pytest.raises(ReproError, match="run the cells of one kind again") as error:
+            refused()
+        assert said in str(error.value) and "ofa_open" in str(error.value)
+    assert len(grid.log_ratios("ofa", "ofa_random")) == 3  # which are on one scale
+
+
+def test_samplers_of_other_settings_are_refused():
     records = records_of({"ofa": 1.0, "ofa_open": 1.2})
     for record in records:
-        if record["cell"]["method"] == "ofa_open" and record["cell"]["seed"] == 2:
-            record["quality"] = quality([0.1, 0.2], n_samples=500)
+        if record["quality"]:
+            record["quality"]["sampler"] = {"name": "ddim", "steps": 10 if record["cell"]["method"] == "ofa" else 100}
+    with pytest.raises(ReproError, match=r"sampler ddim \(steps 10\) or ddim \(steps 100\)"):
+        Grid(records).log_ratios("ofa", "ofa_open")
+
+
+def on_machine(record, threads):
+    return record | {"cost": record["cost"] | {"threads_per_rank": threads}}
+
+
+def test_hours_of_several_machines_are_refused_and_work_is_not():
+    records = [on_machine(record, 8 if record["cell"]["seed"] == 1 else 2) for record in records_of({"ofa": 1.0, "diff_pruning": 0.7})]
     grid = Grid(records)
-    assert (grid.metric, grid.n_samples) == ("fid_classifier", 1797)
-    assert grid.seeds("ofa", "ofa_open") == [0, 1]
+    with pytest.raises(ReproError, match=r"the machines of the device-hours of ofa.* differ in threads 2 or 8"):
+        grid.costs("ofa", SIZES, "device_hours")
+    assert len(grid.costs("ofa", SIZES, "train_pflop")) == 3
+    apart = [on_machine(record, 8 if "diff" in record["cell"]["method"] else 2) for record in records_of({"ofa": 1.0, "diff_pruning": 0.7})]
+    with pytest.raises(ReproError, match="device-hours of ofa and diff_pruning differ in threads 2 or 8"):
+        claims.claims_table(Grid(apart))
+    apart_too = [on_machine(record, 8 if record["cell"]["seed"] == 1 else 2) for record in records_of({"ofa": 1.0, "ofa_open": 1.2})]
+    table = evidence_tables.ablations_table(Grid(apart_too))
+    assert table["device_hours"].isna().all() and table["train_pflop"].notna().all() and table["note"].str.contains("threads 2 or 8").all()
+
+
+def test_the_command_that_refuses_says_so_in_one_line_and_draws_the_rest(tmp_path, capsys):
+    folder = tmp_path / "digits"
+    for record in on_scale(records_of({"ofa": 1.0, "ofa_open": 1.2, "diff_pruning": 0.7}), "ofa_open", n_samples=500):
+        write_record(folder, record)
+    assert main(["--results", str(folder)]) == 2
+    found = capsys.readouterr()
+    assert found.err.count("\n") == 1 and "samples 1,797 or 500" in found.err
+    assert (folder / "tables/results.csv").exists() and (folder / "figures/fid_vs_macs.png").exists()
+    assert "the figure ablations: left out, the qualities of" in found.out and not (folder / "tables/claims.csv").exists()
 
 
 def test_noise_is_pooled_over_cells():
@@ -198,6 +259,106 @@ def test_far_less_means_at_most_half():
     once = records["ofa_joint-seed0"]["training"]["train_pflop"]
     assert table.loc["d2", "estimate"] == pytest.approx(alone / once)
     assert table.loc["d2", "verdict"] == ("supported" if alone / once > 2 else "contradicted")
+
+
+# With and without size 1, scoring, and equal compute
+
+
+def test_costs_and_qualities_are_stated_without_size_1_too():
+    worse = {"ofa": lambda size: 3.0 if size == 1 else 1.5, "diff_pruning": 1.0}
+    table = claims.claims_table(Grid(records_of(worse))).set_index("key")
+    assert table.loc["d3", "estimate"] == pytest.approx(100 * ((3.0 * 1.5**3) ** 0.25 - 1))
+    assert table.loc["d3", "estimate_without_1"] == pytest.approx(50)
+    joint = 0.0034
+    assert table.loc["d2", "estimate"] == pytest.approx(0.004 * 2.5 / joint)
+    assert table.loc["d2", "estimate_without_1"] == pytest.approx(0.004 * 1.5 / joint)
+    assert (table.loc["d2", "verdict"], table.loc["d2", "verdict_without_1"]) == ("supported", "contradicted")
+    assert pd.isna(table.loc["c", "estimate_without_1"])
+    shown, notes = evidence_tables.printable_claims(Grid(records_of(worse)))
+    row = shown.set_index("").loc["d2"]
+    assert row["Without size 1"].startswith("1.76 x (") and row["Verdict"] == "supported (without size 1: contradicted)"
+    assert any("size 1 is free to who prunes" in note for note in notes)
+
+
+def test_without_size_1_among_the_sizes_nothing_is_said_of_it():
+    records = [record for record in records_of({"ofa": 1.0, "diff_pruning": 0.7}) if record["cell"]["size"] != 1]
+    shown, _ = evidence_tables.printable_claims(Grid(records))
+    assert set(shown["Without size 1"]) == {""} and not shown["Verdict"].str.contains("without size 1").any()
+
+
+def test_ablations_are_stated_without_size_1_too():
+    grid = Grid(records_of({"ofa": 1.0, "ofa_open": lambda size: 2.0 if size == 1 else 1.5}))
+    row = evidence_tables.ablations_table(grid).set_index("method").loc["ofa_open"]
+    assert row["difference_without_1_pct"] == pytest.approx(50) and row["difference_pct"] > 50
+    shown, _ = evidence_tables.printable_ablations(grid)
+    assert "+50.0 % (" in set(shown["Without size 1"].str[:9])
+
+
+def test_a_scoring_pass_is_paid_once_for_all_sizes_of_a_seed():
+    plain = records_of({"ofa": 1.0, "diff_pruning": 0.7})
+    before = Grid(plain).costs("diff_pruning", SIZES, "train_pflop")
+    grid = Grid(make_scores(plain, "diff_pruning", pflop=0.5, hours=0.25))
+    assert grid.costs("diff_pruning", SIZES, "train_pflop") == pytest.approx({seed: cost + 0.5 for seed, cost in before.items()})
+    assert {cell.method for cell in claims.CLAIMS[5].cells(grid)} == {"ofa", "ofa_joint", "diff_pruning", "diff_pruning_scores"}
+    assert "diff_pruning_scores" not in grid.of
+
+
+def test_equal_compute_is_stated_as_recorded_and_unequal_compute_in_the_verdict():
+    factors = {"ofa": 1.0, "diff_pruning_short": 1.1}
+    shown, _ = evidence_tables.printable_claims(Grid(records_of(factors)))
+    row = shown.set_index("").loc["d5"]
+    assert "equal total compute (PFLOP as recorded, without scoring, 0.34 : 1, 0.57 : 1 without size 1)" in row["Measured"]
+    assert row["Verdict"] == "supported (compute is not equal: -66 %)"
+    equal = records_of(factors)
+    for record in equal:
+        if record["cell"]["method"] == "diff_pruning_short":
+            record["training"] = {"train_pflop": 0.0034 / 4.1, "scoring_pflop": 0.0001}
+    row = evidence_tables.printable_claims(Grid(equal))[0].set_index("").loc["d5"]
+    assert "(PFLOP as recorded 1.02 : 1, " in row["Measured"] and row["Verdict"] == "supported"
+
+
+def test_hours_of_a_busy_machine_are_marked_in_claims_and_ablations():
+    records = records_of(WHOLE)
+    records = [busy(record) if record["cell"]["name"] == "ofa_joint-seed1" else record for record in records]
+    shown, notes = evidence_tables.printable_claims(Grid(records))
+    assert [key for key, text in zip(shown[""], shown["Estimate"], strict=True) if text.endswith("†")] == ["d1"]
+    assert any(note.startswith("†") for note in notes)
+    table, _ = evidence_tables.printable_ablations(Grid(records))
+    assert table.loc[0, "Device-hours"].endswith("†") and not table.loc[2, "Device-hours"].endswith("†")
+    figure = evidence_plots.quality_vs_cost(Grid(records))
+    assert [axes.get_xlabel().endswith("(busy machine)") for axes in figure.axes] == [True, False]
+
+
+def test_the_bases_are_counted():
+    records = [record | {"starts_from": "base-1-seed0"} for record in records_of(WHOLE)]
+    assert any("One base;" in note for note in evidence_tables.printable_claims(Grid(records))[1])
+    assert any("3 bases, one for each seed;" in note for note in evidence_tables.printable_claims(Grid(records_of(WHOLE)))[1])
+
+
+def test_new_variants_need_no_list():
+    new = {
+        "diff_pruning_averaged": ("diff_pruning", "channels", "averaged over normalisation groups, norms unscored"),
+        "ofa_tilted": ("ofa", "loss weighting", "tilted"),
+    }
+    records = records_of(WHOLE)
+    for method, (of, factor, label) in new.items():
+        made = [record_of(of, size, seed, 1.3) for seed in SEEDS for size in SIZES]
+        for record in made:
+            record["cell"] = record["cell"] | {"method": method, "name": record["cell"]["name"].replace(of, method, 1)}
+            record["variant"] = {"of": of, "factor": factor, "label": label, "changes": {}}
+        records += made
+    grid = Grid(records)
+    table = evidence_tables.ablations_table(grid).set_index("method")
+    assert table.loc["diff_pruning_averaged", "factor"] == "channels" and table.loc["diff_pruning_averaged", "difference_pct"] > 0
+    labels = [label.get_text() for axes in evidence_plots.ablations(grid).axes for label in axes.get_yticklabels()]
+    assert "channels: averaged over normalisation groups, norms unscored" in labels
+    assert "tilted" in [container.get_label() for container in evidence_plots.balance(grid).axes[0].containers]
+
+
+def test_quality_against_cost_shows_it_without_size_1_too():
+    axes = evidence_plots.quality_vs_cost(Grid(records_of(WHOLE)), ("train_pflop",)).axes[0]
+    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "none" and len(line.get_xdata())]
+    assert len(hollow) >= 3 and "without size 1" in axes.get_legend_handles_labels()[1]
 
 
 def test_a_claim_without_records_says_so_and_is_no_verdict():

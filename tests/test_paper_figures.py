@@ -13,17 +13,19 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from record_factory import DEVICE, SIZES, cell_name, make_record, make_records, quality, write_records
+from record_factory import DEVICE, SIZES, busy, cell_name, make_record, make_records, make_scores, quality, write_records
 
 from paper_figures.__main__ import main
 from paper_figures.cells import MissingRecordsError
 from paper_figures.look import LOOKS, house_style, look_of, save_figure
 from paper_figures.markup import latex, markdown, printable
-from paper_figures.overhead import Versus, comparisons, overhead_terms
+from paper_figures.overhead import Versus, comparisons
+from paper_figures.overhead_plot import overhead
 from paper_figures.overhead_text import overhead_text
-from paper_figures.plots import fid_vs_macs, overhead
+from paper_figures.plots import fid_vs_macs
 from paper_figures.strips import samples
 from paper_figures.tables import results_table, write_tables
+from paper_figures.terms import overhead_terms
 from repro.errors import ReproError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,7 +125,7 @@ def test_failed_cells_are_gaps_with_a_reason_never_zeros():
     table = results_table(records)
     row = only(table, "random", 0.5)
     assert "loss became NaN at step 12" in row["note"]
-    assert row.drop(["method", "size", "device", "spread_over", "note"]).isna().all()
+    assert row.drop(["method", "size", "device", "busy_machine", "spread_over", "scale", "note"]).isna().all()
     assert (table["method"] == "diff_pruning").sum() == 0
 
 
@@ -263,6 +265,210 @@ def test_text_and_csv_say_the_same(tmp_path, capsys):
     terms = pd.read_csv(folder / "tables/overhead.csv")
     totals = terms.groupby("approach")["device_hours"].sum()
     assert (totals["ofa"], totals["diff_pruning"], totals["base"]) == (2.25, 3.0, 50.0)
+
+
+# What must not be pooled
+
+EXTRACTOR = {"name": "classifier", "sha256": "a1" * 32, "held_out_accuracy": 0.99}
+SAMPLER = {"name": "ddim", "steps": 10, "spacing": "quadratic", "eta": 0.0, "clip_sample": True, "precision": "float32"}
+REFERENCE = {"name": "digits", "n": 1797, "sha256": "c3" * 32}
+
+
+def on_scale(record, **changes):
+    told = {"extractor": EXTRACTOR, "sampler": SAMPLER, "reference": REFERENCE}
+    return record | {"quality": record["quality"] | told | changes} if record["quality"] else record
+
+
+def with_packages(record, **versions):
+    return record | {"provenance": record["provenance"] | {"packages": {"torch": "2.13.0", "deepspeed": "0.19.8"} | versions}}
+
+
+OTHER_SCALES = [
+    ({"tool": "another 1.0"}, "tool another 1.0 (most rows: torch-fidelity 0.4.0)"),
+    ({"extractor": EXTRACTOR | {"sha256": "b2" * 32}}, "extractor classifier b2b2b2b2 (most rows: classifier a1a1a1a1)"),
+    ({"reference": REFERENCE | {"sha256": "d4" * 32}}, "reference digits d4d4d4d4 (most rows: digits c3c3c3c3)"),
+    ({"reference": REFERENCE | {"name": "other"}}, "reference other c3c3c3c3 (most rows: digits c3c3c3c3)"),
+    ({"reference": REFERENCE | {"n": 900}, "n_samples": 900}, "n = 900, not 1,797: a distance of fewer images reads higher"),
+    ({"sampler": SAMPLER | {"steps": 100}}, "sampler ddim"),
+    ({"extractor": None}, "extractor unknown"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), OTHER_SCALES)
+def test_qualities_on_other_scales_are_two_rows_and_a_footnote(changes, said):
+    records = [on_scale(make_record("random", 0.5, seed)) for seed in (0, 1)] + [on_scale(make_record("random", 0.5, 2), **changes)]
+    table = results_table(records)
+    assert list(table["n_seeds"]) == [1, 2] or list(table["n_seeds"]) == [2, 1]
+    (note,) = [row.note for row in table.itertuples() if row.n_seeds == 1]
+    assert said in note and [row.note for row in table.itertuples() if row.n_seeds == 2] == [""]
+    assert any(said in line for line in printable(table)[1])
+
+
+def test_the_accuracy_of_an_extractor_is_no_scale_of_its_own():
+    other = on_scale(make_record("random", 0.5, 1), extractor=EXTRACTOR | {"held_out_accuracy": 0.98})
+    assert len(results_table([on_scale(make_record("random", 0.5)), other])) == 1
+
+
+def test_a_floor_of_fewer_images_keeps_its_row_and_says_how_many():
+    half = {"n_samples": 898, "sampler": None, "reference": REFERENCE | {"n": 898}}
+    records = [*map(on_scale, make_records(methods=("base", "ofa")))][:-2]
+    floors = [on_scale(make_record("floor", None, seed), **half) for seed in (0, 1)]
+    row = only(results_table([*records, *floors, on_scale(make_record("noise", None), sampler=None)]), "floor")
+    assert row["n_seeds"] == 2 and row["note"] == "n = 898, not 1,797: a distance of fewer images reads higher"
+    assert only(results_table([*records, on_scale(make_record("noise", None), sampler=None)]), "noise")["note"] == ""
+
+
+OTHER_MACHINES = [
+    (lambda record: record | {"cost": record["cost"] | {"threads_per_rank": 1}}, "1 thread", "threads 1 (most rows: 2)"),
+    (lambda record: with_packages(record, torch="2.14.1"), "torch 2.14.1", "torch 2.14.1 (most rows: 2.13.0)"),
+    (lambda record: with_packages(record, deepspeed="0.20"), "deepspeed 0.20", "deepspeed 0.20 (most rows: 0.19.8)"),
+    (lambda record: on_device(record, DEVICE, ranks=2), "2 ranks", "ranks 2 (most rows: 1)"),
+    (lambda record: on_device(record, "H200"), "H200", "device H200 (most rows: AMD EPYC (2 cores))"),
+]
+
+
+@pytest.mark.parametrize(("elsewhere", "named", "said"), OTHER_MACHINES)
+def test_hours_of_other_machines_are_two_rows_and_a_footnote(elsewhere, named, said):
+    records = [with_packages(make_record("random", 0.5, seed)) for seed in (0, 1, 2)]
+    table = results_table([*records[:2], elsewhere(records[2])])
+    (row,) = [row for row in table.itertuples() if row.n_seeds == 1]
+    assert len(table) == 2 and named in row.device and said in row.note
+    assert len(results_table(records)) == 1
+
+
+def test_images_that_no_network_drew_are_pooled_whatever_the_machine():
+    records = [make_record("floor", None), on_device(make_record("floor", None, 1), "H200")]
+    assert list(results_table(records)["n_seeds"]) == [2]
+
+
+def test_a_subnet_and_its_joint_run_of_another_version_do_not_add_up():
+    records = [with_packages(make_record("ofa", 0.5)), with_packages(make_record("ofa_joint", None), torch="2.14.1")]
+    row = only(results_table(records), "ofa", 0.5)
+    assert math.isnan(row["device_hours"]) and "torch 2.14.1" in row["note"] and "do not add up" in row["note"]
+    assert "do not add up" in overhead_text([*map(with_packages, hand_made()[2:]), records[1]])
+
+
+def test_figures_keep_scales_and_machines_apart():
+    records = [on_scale(record, **({"sampler": None} if record["cell"]["size"] is None else {})) for record in make_records()]
+    other = [on_scale(make_record("ofa", size, 1), extractor=EXTRACTOR | {"sha256": "b2" * 32}) for size in SIZES]
+    figure = fid_vs_macs(results_table([*records, *other]))
+    labels = [part.axes[0].get_ylabel() for part in figure.subfigs]
+    assert len(labels) == 2 and "classifier a1a1a1a1" in labels[0] and "classifier b2b2b2b2" in labels[1]
+    assert [line for line in figure.subfigs[0].axes[0].lines if line.get_linestyle() == "--"]  # the floor, which has no sampler
+    threads = [record | {"cost": record["cost"] | {"threads_per_rank": 8}} for record in make_records(seeds=(1,), methods=("ofa",))[:-2]]
+    (part,) = fid_vs_macs(results_table([*make_records(methods=("ofa",)), *threads])).subfigs
+    assert [text.get_text() for text in part.legends[0].get_texts()][:2] == [f"OFA, {DEVICE}, {n} threads" for n in (2, 8)]
+
+
+def test_overhead_refuses_to_compare_scales_in_one_line(tmp_path, capsys):
+    records = [on_scale(record) for record in make_records(methods=("ofa", "diff_pruning"))]
+    records = [
+        on_scale(record, extractor=EXTRACTOR | {"sha256": "b2" * 32}) if record["cell"]["method"] == "diff_pruning" else record
+        for record in records
+    ]
+    write_records(tmp_path / "digits", records)
+    assert main(["overhead", "--results", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "extractor classifier a1a1a1a1 or classifier b2b2b2b2" in error and "run the cells" in error
+
+
+def test_overhead_compares_within_each_machine_alone():
+    there = [record | {"cost": record["cost"] | {"threads_per_rank": 8}} for record in make_records(seeds=(1,))]
+    terms, _ = overhead_terms([*make_records(), *there])
+    assert [pair.device for pair in comparisons(terms)] == [f"{DEVICE}, 2 threads"] * 2 + [f"{DEVICE}, 8 threads"] * 2
+    assert {term.n_seeds for term in terms} == {1}
+
+
+# Scoring passes, bases that came trained, and busy machines
+
+
+def scored():
+    """Diff-Pruning of three sizes at a cost of 1 hour each, and 0.3 hours of scoring for all of them."""
+    return make_scores(hand_made(), "diff_pruning", pflop=0.0006, hours=0.3)
+
+
+def test_a_scoring_pass_is_paid_once_and_shared_evenly_by_the_sizes():
+    (pair,) = comparisons(overhead_terms(scored())[0])
+    hours, pflop = pair.versus("device_hours"), pair.versus("train_pflop")
+    assert hours.independent == pytest.approx(3.3) and hours.mean_per_size == pytest.approx(1.1)
+    assert pflop.independent == pytest.approx(0.003 * 1.75 + 0.0006)
+    assert pair.versus("device_hours", with_base_size=False).independent == pytest.approx(2.3)
+    assert pair.hours_up_to() == pytest.approx([0.0, 1.15, 2.3, 3.3])  # of which size 1 needs no scores
+    rows = results_table(scored())
+    assert list(rows.loc[rows["method"] == "diff_pruning", "device_hours"]) == pytest.approx([1.0, 1.15, 1.15])
+    assert not rows["method"].str.endswith("_scores").any() and "an even share" in only(rows, "diff_pruning", 0.5)["note"]
+
+
+def test_the_breakdown_shows_scoring_and_leaves_out_what_is_not_charged():
+    records = scored()
+    for record in records:
+        if record["cell"]["method"] == "ofa_joint":
+            record["training"]["scoring_pflop"] = 0.0004
+            record["cost"]["phases_device_hours"] |= {"start": 7.0, "warm_up": 0.125}
+    terms = {term.term: term for term in overhead_terms(records)[0] if term.size is None}
+    assert terms["diff_pruning_scores importance"].device_hours == pytest.approx(0.3)
+    assert terms["diff_pruning_scores importance"].train_pflop == pytest.approx(0.0006)
+    assert terms["ofa_joint importance"].train_pflop == pytest.approx(0.0004)
+    assert terms["ofa_joint train"].train_pflop == pytest.approx(0.0034 - 0.0004)
+    assert terms["ofa_joint warm_up"].device_hours == 0.125 and not [name for name in terms if "start" in name or "evaluate" in name]
+    assert re.search(r"diff_pruning_scores importance +0\.30000 +0\.00060", overhead_text(records))
+
+
+def test_a_method_without_its_scoring_pass_is_left_out_with_a_note():
+    records = [record for record in scored() if record["cell"]["method"] != "diff_pruning_scores"]
+    assert f"Diff-Pruning is left out on {DEVICE}: diff_pruning_scores-seed0 has no record" in overhead_text(records)
+    row = only(results_table(records), "diff_pruning", 0.5)
+    assert math.isnan(row["device_hours"]) and "diff_pruning_scores-seed0 has no record" in row["note"]
+
+
+def shipped_base(seed, device="H100"):
+    trained = {"device_hours": 2.0 + seed, "device_name": device, "train_pflop": 5.0, "phases_device_hours": {"train": 2.0 + seed}}
+    base = {"source": "shipped", "weights": "ema", "sha256": f"{seed}", "trained": trained}
+    return make_record("base", 1.0, seed, base=base, training=None)
+
+
+def test_a_base_that_came_trained_costs_what_its_training_did():
+    row = only(results_table([shipped_base(seed) for seed in (0, 1)]), "base", 1.0)
+    assert (row["device_hours"], row["train_pflop"], row["n_seeds"]) == (2.5, 5.0, 2)
+    assert row["note"] == "trained once, on H100: the cost of that training, outside the comparison"
+    assert re.search(r"size 1 \(trained once, on H100\) +2\.00000", overhead_text([*hand_made()[1:], shipped_base(0)]))
+    assert len(results_table([shipped_base(0), shipped_base(1, "H200")])) == 2
+
+
+def test_hours_of_a_busy_machine_are_marked():
+    records = [busy(record) if record["cell"]["method"] == "ofa_joint" else record for record in hand_made()]
+    table = results_table(records)
+    assert list(table.loc[table["busy_machine"] == "yes", "method"]) == ["ofa"] * 3
+    shown, notes = printable(table)
+    assert [text.endswith("†") for text in shown["Device-hours"]] == [method == "ofa" for method in table["method"]]
+    assert any(note.startswith("†") for note in notes) and r"$\dagger$" in latex(shown, notes, "T")
+    text = overhead_text(records)
+    for words in ("ofa_joint train (busy machine)", "total (busy machine)", "Diff-Pruning / OFA (busy machine)"):
+        assert words in text
+    assert "busy" not in overhead_text(hand_made()) and "†" not in "".join(printable(results_table(hand_made()))[0]["Device-hours"])
+    (axes,) = overhead(records).axes
+    assert "†" in "".join(text.get_text() for text in axes.get_legend().get_texts())
+
+
+# With and without size 1
+
+
+def test_the_overhead_states_cost_and_quality_with_size_1_and_without():
+    text = overhead_text(hand_made())
+    assert "Quality for the cost, sizes 0.25, 0.5, 1" in text and "Quality for the cost, without size 1" in text
+    whole, without = text.split("Quality for the cost")[1:]
+    assert re.search(r"OFA +2\.25000", whole) and re.search(r"OFA +2\.00000", without)
+    assert re.search(r"Diff-Pruning +3\.00000", whole) and re.search(r"Diff-Pruning +2\.00000", without)
+    (axes,) = overhead(hand_made()).axes
+    assert "OFA is cheaper from 3 sizes on (3 without size 1)" in "".join(text.get_text() for text in axes.get_legend().get_texts())
+
+
+@pytest.mark.parametrize(
+    ("method", "label"),
+    [("diff_pruning_averaged", "Diff-Pruning, averaged"), ("ofa_new_law", "OFA, new law"), ("my_own_method", "my_own_method")],
+)
+def test_an_unknown_method_is_named_after_the_one_it_varies(method, label):
+    assert look_of(method).label == label
 
 
 # Figures

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import report_page as again
-from record_factory import make_cifar10_records, make_record, make_records, write_records
+from record_factory import SIZES, busy, make_cifar10_records, make_record, make_records, make_scores, write_records
 from report_page import MINUS, Page, at, same_digits
 
 from paper_figures.__main__ import main
@@ -72,10 +72,18 @@ def failed(method, reason):
 def some_records():
     records = make_records(seeds=(0, 1))
     for number, record in enumerate(records):
+        if record["cell"]["method"] == "ofa_joint":
+            record["training"]["scoring_pflop"] = 0.0001
+        if record["cell"]["method"] == "base":
+            trained = {"device_hours": 1.5, "device_name": "H100", "train_pflop": 9.0, "phases_device_hours": {"train": 1.5}}
+            record |= {"training": None, "base": {"source": "shipped", "weights": "ema", "sha256": "b", "trained": trained}}
         if record["cell"]["size"]:
             about = {"device_name": "AMD EPYC (2 cores)" if record["cell"]["method"] != "random" else "H200", "threads": 2}
-            record["latency"] = [{"batch": batch, "ms": batch * (1 + 0.1 * number)} | about for batch in (1, 8)]
-    return [*records, failed("magnitude", "loss became NaN")]
+            about["busy"] = record["cell"]["method"] == "random"
+            times = [(batch, batch * (1 + 0.1 * number)) for batch in (1, 8)]
+            record["latency"] = [{"batch": batch, "ms": ms, "ms_quartiles": [0.9 * ms, 1.2 * ms]} | about for batch, ms in times]
+    records = [busy(record) if record["cell"]["method"] == "random" else record for record in records]
+    return [*make_scores(records, "diff_pruning"), failed("magnitude", "loss became NaN")]
 
 
 # Every number
@@ -106,7 +114,7 @@ def results_again(texts, title, cell, held):
         assert cell.attributes["data-reads"] == counts[title]
         return [statistics.fmean(at(record, counts[title]) for record in held) / (1e6 if "(M)" in title else 1)]
     if title in ("Device-hours", "Training PFLOP"):
-        return [again.paid(held, {"Device-hours": "cost.device_hours", "Training PFLOP": "training.train_pflop"}[title])]
+        return [again.paid(held, cell.attributes["data-reads"], sharers=len(SIZES) - 1)]  # of a scoring pass: the pruned sizes
     if title in ("Values", "Samples", "Seeds"):
         values = [len(record["quality"]["values"]) for record in held]
         return [{"Values": sum(values), "Samples": held[0]["quality"]["n_samples"], "Seeds": len(again.by_seed(held))}[title]]
@@ -116,6 +124,9 @@ def results_again(texts, title, cell, held):
 
 def latency_again(texts, title, cell, held):
     batch = re.search(r"[Bb]atch (\d+)", title)
+    if title.startswith("Quartiles"):
+        ends = [at(record, f"latency[batch={batch[1]}].ms_quartiles") for record in held]
+        return [statistics.fmean(own[index] for own in ends) for index in (0, 1)]
     if not batch:
         return [held[0]["cell"]["size"] if title == "Size" else len(again.by_seed(held))]
     times = [at(record, f"latency[batch={batch[1]}].ms") for record in held]
@@ -139,6 +150,9 @@ def claims_again(texts, title, cell, held):
     else:
         values, scale = [imbalance(held, "ofa", seed) - imbalance(held, "ofa_m1", seed) for seed in seeds], lambda value: 100 * value
     found = again.estimate(values) if len(values) > 1 else values
+    if title == "Without size 1":
+        assert all(record["cell"]["size"] != 1 for record in held)
+        return [scale(value) for value in found]
     return [scale(value) for value in (found[:1] if title == "Estimate" else found[1:])]
 
 
@@ -157,11 +171,12 @@ def ablations_again(texts, title, cell, held):
     if title.startswith("P = "):
         assert {f"P = {record['cell']['size']:g}" for record in held} == {title}
         return again.mean_and_error([statistics.fmean(record["quality"]["values"]) for record in held])
-    if title in ("Difference", "95 % interval"):
+    if title in ("Difference", "95 % interval", "Without size 1"):
+        assert title != "Without size 1" or all(record["cell"]["size"] != 1 for record in held)
         reference = METHODS[texts["Against"]]
         (method,) = {record["cell"]["method"] for record in held} - {reference}
         found = [100 * math.expm1(value) for value in again.estimate(again.log_ratios(held, method, reference))]
-        return found[:1] if title == "Difference" else found[1:]
+        return {"Difference": found[:1], "95 % interval": found[1:], "Without size 1": found}[title]
     if title == "Size error":
         return [max((record["size"]["realised"] - record["cell"]["size"] for record in held), key=abs)]
     costs = {"Device-hours": "cost.device_hours", "PFLOP": "training.train_pflop"}
@@ -169,12 +184,14 @@ def ablations_again(texts, title, cell, held):
 
 
 def bills_again(texts, title, cell, held):
-    assert {LOOKS[record["cell"]["method"].removesuffix("_joint")].label for record in held} == {texts["Approach"]}
+    assert {LOOKS[re.sub("_(joint|scores)$", "", record["cell"]["method"])].label for record in held} == {texts["Approach"]}
     if title == "Seeds":
         return [len(held)]
-    phase = texts["Term"].removeprefix("ofa_joint ") if "joint" in texts["Term"] else ""
-    hours = f"cost.phases_device_hours.{phase}" if phase else "cost.device_hours"
-    return [again.of_terms(held, hours if title == "Device-hours" else "training.train_pflop")]
+    if (title, texts["Term"]) == ("Training PFLOP", "ofa_joint train"):
+        return [again.of_terms(held, "training.train_pflop") - again.of_terms(held, "training.scoring_pflop")]
+    phase = re.sub(".*_(joint|scores) ", "", texts["Term"]) if re.search("_(joint|scores) ", texts["Term"]) else ""
+    assert title != "Device-hours" or cell.attributes["data-reads"].endswith(phase)
+    return [again.of_terms(held, cell.attributes["data-reads"])]
 
 
 def against_again(texts, title, cell, held):
@@ -230,7 +247,7 @@ def test_the_verdicts_are_those_of_the_committed_table(digits):
             same_digits(*pair)
             for pair in zip(texts["95 % interval"].numbers, (float(expected["low"]), float(expected["high"])), strict=True)
         )
-        assert texts["Verdict"].text.split(" ", 1)[1] == expected["verdict"]
+        assert texts["Verdict"].text.split(" ", 1)[1].split(" (")[0] == expected["verdict"]
         for title in ("Estimate", "95 % interval"):
             glance = next(at_a_glance)
             assert (glance.text, glance.names) == (texts[title].text, texts[title].names)
@@ -519,3 +536,62 @@ def test_the_style_and_the_script_are_admitted_by_name_alone(digits):
     policy = next(attributes["content"] for tag, attributes in digits[2].elements if attributes.get("http-equiv"))
     assert policy.startswith("default-src 'none'; img-src data:;") and "unsafe" not in policy
     assert len(re.findall(r"'sha256-[\w+/]{43}='", policy)) == 2
+
+
+# Spread, busy machines, and what must not be compared
+
+
+def test_a_latency_shows_its_quartiles_and_a_busy_machine(made):
+    _, html, read = made
+    table = read.tables["latency"]
+    rows = {(row[0].text, row[1].text): dict(zip(table.titles, row, strict=True)) for row in table.rows}
+    random, ofa = rows["Random", "0.5"], rows["OFA", "0.5"]
+    assert random["Batch 1 (ms)"].text.endswith("†") and "†" not in ofa["Batch 1 (ms)"].text
+    assert ofa["Quartiles, batch 1 (ms)"].attributes["data-reads"] == "latency[batch=1].ms_quartiles"
+    assert "† other work ran on the machine at the time" in read.text.lower() and html
+
+
+def test_the_bars_of_a_latency_reach_to_its_quartiles(made):
+    records, _, _ = made
+    rows, _ = latencies(cells_of(list(records.values())))
+    axes = quality_figure(latency_table(rows), "latency_ms_1", 1.0, "ms").subfigs[0].axes[-1]
+    (ofa,) = [container for container in axes.containers if container.get_label().startswith("OFA")]
+    middles = ofa.lines[0].get_xdata()
+    ends = [segment[:, 0] for segment in ofa.lines[2][0].get_segments()]
+    assert [end[0] for end in ends] == pytest.approx([0.9 * middle for middle in middles])
+    assert [end[1] for end in ends] == pytest.approx([1.2 * middle for middle in middles])
+
+
+def test_latencies_without_quartiles_have_no_column_of_them():
+    _, table = latencies(cells_of([make_record("ofa", 0.5, latency=[{"batch": 1, "ms": 2.0, "device_name": "A"}])]))
+    assert not [column for column in table.columns if "Quartiles" in column.title]
+
+
+def test_latencies_of_two_versions_of_torch_are_two_rows():
+    records = [make_record("ofa", 0.5, seed, latency=[{"batch": 1, "ms": 2.0, "device_name": "A", "threads": 1}]) for seed in (0, 1)]
+    for record, version in zip(records, ("2.13.0", "2.14.1"), strict=True):
+        record["provenance"]["packages"] = {"torch": version}
+    rows, _ = latencies(cells_of(records))
+    assert [row.row["device"] for row in rows] == ["A, 1 thread, torch 2.13.0", "A, 1 thread, torch 2.14.1"]
+
+
+def test_the_base_that_came_trained_shows_what_its_training_cost(made):
+    _, _, read = made
+    (row,) = [row for row in read.tables["results"].rows if row[0].text.startswith("Base")]
+    cells = dict(zip(read.tables["results"].titles, row, strict=True))
+    assert float(cells["Device-hours"].text) == 1.5 and cells["Device-hours"].attributes["data-reads"] == "base.trained.device_hours"
+    assert float(cells["Training PFLOP"].text) == 9.0
+    assert "trained once, on H100" in read.text
+
+
+def test_a_report_refuses_to_compare_scales_and_shows_the_rest(tmp_path):
+    records = make_records(seeds=(0, 1))
+    for record in records:
+        if record["quality"]:
+            record["quality"]["extractor"] = {"name": "classifier", "sha256": ("a" if record["cell"]["seed"] else "b") * 64}
+    folder = write_records(tmp_path / "digits", records)
+    assert main(["report", "--results", str(folder)]) == 0
+    read = Page((folder / "report.html").read_text())
+    assert "claims" not in read.tables and "fair" not in read.tables and "against_ofa" in read.tables
+    assert len([row for row in read.tables["results"].rows if row[0].text.startswith("Random")]) == 8
+    assert "differ in extractor classifier bbbbbbbb or classifier aaaaaaaa" in read.text

@@ -1,14 +1,16 @@
 """The tables of the cost: what each approach pays for what, against OFA, and the quality that it buys."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from paper_figures.cells import Cell, MissingRecordsError
+from paper_figures.cells import BUSY, Cell, MissingRecordsError
 from paper_figures.claims import READS
 from paper_figures.evidence import INDEPENDENT, Grid
 from paper_figures.look import look_of
-from paper_figures.overhead import Comparison, comparisons, overhead_terms, why_not
-from paper_figures.overhead_text import FAIR, NAMES
+from paper_figures.markup import BUSY_NOTE
+from paper_figures.overhead import Comparison, comparisons, serving, why_not
+from paper_figures.overhead_text import FAIR, NAMES, check_fair
 from paper_figures.report.model import Column, Entry, Table, fixed, number, words
+from paper_figures.terms import Term, overhead_terms
 from repro.harness.records import Record
 
 CURRENCIES = {"device_hours": "device-hours", "train_pflop": "PFLOP"}
@@ -29,8 +31,11 @@ def bills(records: Sequence[Record], cells: Sequence[Cell]) -> Table:
     rows = []
     for term, spent, work in zip(terms, hours, pflop, strict=True):
         made = [by_name[name] for name in term.names]
-        reads = f"cost.phases_device_hours.{term.phase}" if term.phase else READS["device_hours"]
-        entries = [number(spent, term.device_hours, made, reads), number(work, term.train_pflop, made, READS["train_pflop"])]
+        reads = _reads(term, made)
+        entries = [
+            number(spent + BUSY * term.busy, term.device_hours, made, reads["device_hours"]),
+            number(work, term.train_pflop, made, reads["train_pflop"]),
+        ]
         rows.append(
             (
                 *words([look_of(term.approach).label, term.term, term.device]),
@@ -39,10 +44,27 @@ def bills(records: Sequence[Record], cells: Sequence[Cell]) -> Table:
             )
         )
     columns = [Column(title=title) for title in ("Approach", "Term", "Device")]
-    columns += [Column(title=title, how="mean over seeds") for title in ("Device-hours", "Training PFLOP")]
+    columns += [Column(title="Device-hours", how="mean over seeds")]
+    columns += [Column(title="Training PFLOP", how="mean over seeds; of a run for all sizes, its scoring stands under importance")]
     columns += [Column(title="Seeds", how="number of records")]
     note = "The base is needed by all and stands in no total. Evaluation is left out"
-    return Table(key="bills", title="What each approach pays for", columns=tuple(columns), rows=tuple(rows), notes=(note, *notes))
+    return Table(
+        key="bills", title="What each approach pays for", columns=tuple(columns), rows=tuple(rows), notes=(note, *notes, *_busy(terms))
+    )
+
+
+def _reads(term: Term, made: Sequence[Cell]) -> dict[str, str]:
+    """Returns where the records of a term hold its two costs."""
+    if made[0].trained_on:
+        return {currency: f"base.trained.{currency}" for currency in CURRENCIES}
+    if not term.phase:
+        return READS
+    work = "training.scoring_pflop" if term.phase == "importance" else READS["train_pflop"]
+    return {"device_hours": f"cost.phases_device_hours.{term.phase}", "train_pflop": work}
+
+
+def _busy(terms: Iterable[Term]) -> list[str]:
+    return [BUSY_NOTE] if any(term.busy for term in terms) else []
 
 
 def against_ofa(records: Sequence[Record], cells: Sequence[Cell]) -> Table:
@@ -69,46 +91,41 @@ def against_ofa(records: Sequence[Record], cells: Sequence[Cell]) -> Table:
         title="One run for all sizes, or one for each",
         columns=tuple(columns),
         rows=tuple(_against(pair, by_name, with_base_size=with_base) for pair, with_base in views),
-        notes=("Size 1 is free to who prunes each size alone: it is the base. So the second comparison leaves it out",),
+        notes=("Size 1 is free to who prunes each size alone: it is the base. So the second comparison leaves it out", *_busy(terms)),
     )
 
 
 def _against(pair: Comparison, by_name: dict[str, Cell], *, with_base_size: bool) -> tuple[Entry, ...]:
     sizes = [size for size in pair.sizes if with_base_size or size != 1.0]
-    ofa = [by_name[name] for term in pair.ofa if term.size is None or term.size in sizes for name in term.names]
-    own = [by_name[name] for term in pair.independent if term.size in sizes for name in term.names]
+    ofa, own = ([by_name[name] for term in serving(terms, sizes) for name in term.names] for terms in (pair.ofa, pair.independent))
     entries = words([look_of(pair.method).label, ", ".join(f"{size:g}" for size in sizes), pair.device])
     for currency in CURRENCIES:
         versus = pair.versus(currency, with_base_size=with_base_size)
         if versus is None:
             entries += words([""] * 4)
             continue
-        totals = fixed([versus.ofa, versus.independent], 4)
+        totals = [text + BUSY * versus.busy for text in fixed([versus.ofa, versus.independent], 4)]
         both, reads = [*ofa, *own], READS[currency]
         entries += [number(totals[0], versus.ofa, ofa, reads), number(totals[1], versus.independent, own, reads)]
         entries += [
-            number(f"{versus.ratio:.2f}", versus.ratio, both, reads),
+            number(f"{versus.ratio:.2f}" + BUSY * versus.busy, versus.ratio, both, reads),
             number(str(versus.break_even), versus.break_even, both, reads),
         ]
     return tuple(entries)
 
 
 def fair(grid: Grid) -> Table:
-    """Returns the table of the quality for the cost, where one thing is equal: images per size, or total compute.
+    """Returns the table of the quality for the cost, where one thing is equal: images per size, or total compute; with size 1 and without.
 
     Raises:
         MissingRecordsError: No two approaches can be compared so.
+        IncomparableError: The qualities are on several scales, or the hours those of several machines.
     """
     sizes = grid.sizes("ofa", INDEPENDENT) if {"ofa", INDEPENDENT} <= grid.of.keys() else []
-    rows = []
-    for title, methods in FAIR.items():
-        present = [method for method in methods if method in grid.of]
-        seeds = grid.seeds(*present) if present and sizes else []
-        points = {method: point for method in present if seeds and (point := grid.point(method, sizes, seeds))}
-        rows += [_fair(grid, title, method, sizes, seeds, point) for method, point in points.items()] if len(points) > 1 else []
+    rows = _fair_rows(grid, sizes) + (_fair_rows(grid.without_whole(), [size for size in sizes if size != 1.0]) if 1.0 in sizes else [])
     if not rows:
         raise MissingRecordsError("quality for the cost: left out, OFA and Diff-Pruning have no size in common; run `nox -s evidence`")
-    columns = [Column(title="Method"), Column(title="What is equal")]
+    columns = [Column(title=title) for title in ("Method", "What is equal", "Sizes")]
     columns += [
         Column(title=title, how="all sizes of a seed and what delivers them, added; the mean over seeds")
         for title in ("Device-hours", "Training PFLOP")
@@ -117,8 +134,21 @@ def fair(grid: Grid) -> Table:
         Column(title=grid.metric, how="geometric mean over sizes; its mean over seeds ± standard error"),
         Column(title="Seeds", how="number of seeds"),
     ]
-    note = f"Over the sizes {', '.join(f'{size:g}' for size in sizes)}, at the seeds that the methods of a comparison share"
-    return Table(key="fair", title="The quality that the cost buys", columns=tuple(columns), rows=tuple(rows), notes=(note,))
+    notes = ["At the seeds that the methods of a comparison share"]
+    notes += [BUSY_NOTE] if any(BUSY in entry.text for row in rows for entry in row) else []
+    return Table(key="fair", title="The quality that the cost buys", columns=tuple(columns), rows=tuple(rows), notes=tuple(notes))
+
+
+def _fair_rows(grid: Grid, sizes: Sequence[float]) -> list[tuple[Entry, ...]]:
+    """Returns the rows of every fair comparison over some sizes."""
+    rows = []
+    for title, methods in FAIR.items():
+        present = [method for method in methods if method in grid.of]
+        seeds = grid.seeds(*present) if present and sizes else []
+        check_fair(grid, present, sizes, seeds)
+        points = {method: point for method in present if seeds and (point := grid.point(method, sizes, seeds))}
+        rows += [_fair(grid, title, method, sizes, seeds, point) for method, point in points.items()] if len(points) > 1 else []
+    return rows
 
 
 def _fair(
@@ -130,8 +160,8 @@ def _fair(
     hours, pflop, score, error = point
     quality = f"{score:.2f} ± {error:.2f}" if len(paid) > 1 else f"{score:.2f}"
     return (
-        *words([NAMES.get(method, look_of(method).label), title]),
-        number(f"{hours:.4f}", hours, bill, READS["device_hours"]),
+        *words([NAMES.get(method, look_of(method).label), title, ", ".join(f"{size:g}" for size in sizes)]),
+        number(f"{hours:.4f}" + BUSY * any(cell.busy for cell in bill), hours, bill, READS["device_hours"]),
         number(f"{pflop:.5f}", pflop, bill, READS["train_pflop"]),
         number(quality, score, judged, "quality.values"),
         number(str(len(paid)), len(paid), judged, "cell.seed"),

@@ -8,13 +8,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from paper_figures.cells import Cell, MissingRecordsError, sort_key
+from paper_figures.cells import BUSY, Cell, MissingRecordsError, sort_key
+from paper_figures.comparable import IncomparableError
 from paper_figures.evidence import CONFIDENCE, Grid
 from paper_figures.evidence_plots import CURRENCIES, ablations, balance, quality_vs_cost
 from paper_figures.latency import LatencyRow, batches_of, latency_table
 from paper_figures.literature import Literature
 from paper_figures.look import drawn, look_of
-from paper_figures.plots import ASK_FOR_RUN, TRAINED_ONLY, WITH_CONTROLS, Layout, fid_vs_macs, fid_vs_params, overhead, quality_figure
+from paper_figures.overhead_plot import overhead
+from paper_figures.plots import ASK_FOR_RUN, TRAINED_ONLY, WITH_CONTROLS, Layout, fid_vs_macs, fid_vs_params, quality_figure
 from paper_figures.report.drawing import Picture, picture
 from paper_figures.tables import metrics_of, results_table
 from repro.harness.records import Record
@@ -36,13 +38,14 @@ def quality(records: Sequence[Record], literature: Literature, latencies: Sequen
     ]
     if latencies:
         times = latency_table(latencies)
+        busy = f" {BUSY} (busy machine)" if (times["busy_machine"] == "yes").any() else ""
         for batch in batches_of(latencies):
-            label = f"Latency of one forward pass, batch {batch} (ms)"
+            label = f"Latency of one forward pass, batch {batch} (ms)" + busy
             drawings.append(
                 (
                     partial(quality_figure, times, f"latency_ms_{batch}", 1.0, label, (), trained),
                     f"Line plot of quality against latency at batch {batch}; the table of latencies has its numbers.",
-                    f"Quality against latency at batch {batch}: {SPREAD}, both ways.",
+                    f"Quality against latency at batch {batch}: {SPREAD}; of latency the quartiles, where recorded.",
                 )
             )
     drawings.append(
@@ -78,7 +81,7 @@ def cost(records: Sequence[Record], grid: Grid) -> tuple[list[Picture], list[str
             (
                 partial(quality_vs_cost, grid, (currency,), WIDTH),
                 f"Plot of the mean quality over all sizes against {label}; the table of the quality that the cost buys has its numbers.",
-                f"Quality against {label}; a line joins the budgets of one approach.",
+                f"Quality against {label}; a line joins the budgets of one approach. Hollow: without size 1.",
             )
         )
     return drawn_of(drawings)
@@ -126,8 +129,8 @@ def curve_figure(title: str, cells: Sequence[Cell]) -> Figure:
     """Draws every run's loss thinly and, for each method, the running mean of the mean over seeds boldly."""
     figure = Figure(figsize=(WIDTH, 3.0))
     axes = figure.subplots()
-    for method in sorted({cell.method for cell in cells}, key=lambda method: sort_key(method.removesuffix("_joint"), None)):
-        look, runs = look_of(method.removesuffix("_joint")), [cell.curve for cell in cells if cell.method == method]
+    for family in sorted({cell.family for cell in cells}, key=lambda family: sort_key(family, None)):
+        look, runs = look_of(family), [cell.curve for cell in cells if cell.family == family]
         for run in runs:
             axes.plot(*zip(*run, strict=True), color=look.colour, linewidth=0.5, alpha=0.35)
         losses: dict[float, list[float]] = {}
@@ -156,7 +159,7 @@ def drawn_of(drawings: Iterable[Drawing]) -> tuple[list[Picture], list[str]]:
     for draw, alt, caption in drawings:
         try:
             pictures.append(picture(draw, alt, caption))
-        except MissingRecordsError as error:
+        except (MissingRecordsError, IncomparableError) as error:
             notes.append(str(error))
     return pictures, notes
 
@@ -165,7 +168,7 @@ def _labels(cells: Iterable[Cell]) -> dict[str, int]:
     """Returns how many runs each method has, by its label."""
     found: dict[str, int] = {}
     for cell in cells:
-        label = look_of(cell.method.removesuffix("_joint")).label
+        label = look_of(cell.family).label
         found[label] = found.get(label, 0) + 1
     return found
 

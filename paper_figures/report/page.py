@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from paper_figures.cells import Cell, MissingRecordsError, cells_of
+from paper_figures.comparable import IncomparableError
 from paper_figures.evidence import Grid
 from paper_figures.literature import NO_LITERATURE, Literature
 from paper_figures.report import costs, figures, images, results, verdicts
@@ -162,8 +163,8 @@ def _facts(records: Sequence[Record], cells: Sequence[Cell], grid: Grid) -> dict
     days = sorted(str(day)[:10] for record in records if (day := record["provenance"].get("ended_utc")))
     facts = {
         "Records": f"{len(cells):,}" + (f", of which {failed:,} failed" if failed else ""),
-        "Methods": str(len({cell.method for cell in cells if cell.own})),
-        "Ablations": str(len({cell.method.removesuffix("_joint") for cell in cells if not cell.own})),
+        "Methods": str(len({cell.family for cell in cells if cell.own})),
+        "Ablations": str(len({cell.family for cell in cells if not cell.own})),
         "Seeds": ", ".join(map(str, seeds)),
         "Metric": f"{grid.metric}, {grid.n_samples:,} samples: {METRICS.get(grid.metric, 'lower is better')}" if grid.metric else "",
         "Device": "; ".join(sorted({cell.device for cell in cells if cell.device})),
@@ -187,7 +188,7 @@ def _tried(missing: list[str], make: Callable[[], Made]) -> Made | None:
     """Returns what is made, or None and a line in `missing` about what it takes."""
     try:
         return make()
-    except MissingRecordsError as error:
+    except (MissingRecordsError, IncomparableError) as error:
         missing.append(str(error))
         return None
 

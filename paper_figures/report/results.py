@@ -1,6 +1,7 @@
 """The tables of results and of latencies, each number with its records."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -9,7 +10,7 @@ from paper_figures.claims import READS
 from paper_figures.latency import LatencyRow, batches_of, latency_rows, latency_table
 from paper_figures.literature import Literature
 from paper_figures.look import look_of
-from paper_figures.markup import printable
+from paper_figures.markup import BUSY_NOTE, marked, printable
 from paper_figures.plots import ASK_FOR_RUN
 from paper_figures.report.model import Column, Entry, Table, fixed, number, words
 from paper_figures.tables import ResultRow, metrics_of, result_rows, results_table, with_published
@@ -70,6 +71,8 @@ def _entry(text: str, frame: pd.DataFrame, index: int, row: ResultRow | None, so
     if source is None:
         return Entry(text=text)
     column, reads, _ = source
+    if row is not None and column in PAID and row.cells[0].trained_on:
+        reads = f"base.trained.{column}"
     value = frame[column].iloc[index]
     if row is None:
         return Entry(text=text, value=None if pd.isna(value) else float(value), source=note) if text else Entry(text="")
@@ -86,26 +89,40 @@ def latencies(cells: Sequence[Cell]) -> tuple[list[LatencyRow], Table]:
     if not made:
         raise MissingRecordsError(f"latency: left out, no record holds one; {ASK_FOR_RUN}")
     frame, batches = latency_table(made), batches_of(made)
-    printed = {batch: _with_errors(frame, f"latency_ms_{batch}") for batch in batches}
+    busy = frame["busy_machine"] == "yes"
+    printed = {batch: marked(_with_errors(frame, f"latency_ms_{batch}"), busy) for batch in batches}
+    spread = [batch for batch in batches if f"latency_ms_{batch}_q1" in frame]
     rows = []
     for index, row in enumerate(made):
         raw = frame.iloc[index]
         size = "" if pd.isna(raw["size"]) else f"{raw['size']:g}"
         times = [number(printed[b][index], raw[f"latency_ms_{b}"], row.cells, f"latency[batch={b}].ms") for b in batches]
+        quarters = [_quartiles(raw, batch, row.cells) for batch in spread]
         per_sec = [number(*_per_second(raw[f"latency_ms_{b}"], b), row.cells, f"latency[batch={b}].ms") for b in batches[-1:]]
-        entries = [number(size, raw["size"], row.cells, "cell.size"), *words([raw["device"]]), *times, *per_sec]
+        entries = [number(size, raw["size"], row.cells, "cell.size"), *words([raw["device"]]), *times, *quarters, *per_sec]
         rows.append(
             (Entry(text=look_of(raw["method"]).label), *entries, number(f"{raw['n_seeds']:g}", raw["n_seeds"], row.cells, "cell.seed"))
         )
     columns = [Column(title="Method"), Column(title="Size", how=NUMBERS["Size"][2]), Column(title="Device")]
     columns += [Column(title=f"Batch {batch} (ms)", how="mean over seeds of the median ± standard error over seeds") for batch in batches]
+    columns += [
+        Column(title=f"Quartiles, batch {batch} (ms)", how="mean over seeds of the first and the third quartile") for batch in spread
+    ]
     columns += [Column(title=f"Images/s at batch {batches[-1]}", how="batch size over the mean latency")]
     columns += [Column(title="Seeds", how=NUMBERS["Seeds"][2])]
     notes = (
         "Milliseconds of one forward pass of the denoiser: each record's median, their mean. Other devices, other rows",
         *_noise(frame, batches),
+        *([BUSY_NOTE] if busy.any() else []),
     )
     return made, Table(key="latency", title="Latency of one forward pass", columns=tuple(columns), rows=tuple(rows), notes=notes)
+
+
+def _quartiles(raw: "pd.Series[Any]", batch: int, cells: Sequence[Cell]) -> Entry:
+    """Returns the span between which half of the timings lie; a blank where it was not recorded."""
+    low, high = (raw[f"latency_ms_{batch}_q{quarter}"] for quarter in (1, 3))
+    text = "" if pd.isna(low) else f"{low:.4g} .. {high:.4g}"
+    return number(text, low, cells, f"latency[batch={batch}].ms_quartiles")
 
 
 def _noise(frame: pd.DataFrame, batches: Sequence[int]) -> list[str]:

@@ -39,6 +39,7 @@ class Verdict:
     says: str
     measure: str
     verdict: str
+    more: str
     sign: str
     holds_if: str
     seeds: str
@@ -57,21 +58,24 @@ def claims(grid: Grid) -> tuple[list[Verdict], Table]:
     if (frame["verdict"] == "no records").all():
         raise MissingRecordsError(f"the verdicts: left out, no two methods that a claim compares; {HOW}")
     shown, notes = printable_claims(grid)
+    pruned = grid.without_whole()
     rows, verdicts = [], []
     for index, claim in enumerate(CLAIMS):
         raw, text, cells = frame.iloc[index], shown.iloc[index], claim.cells(grid)
         estimate = number(text["Estimate"], raw["estimate"], cells, claim.reads)
         interval = number(text["95 % interval"], raw["low"], cells, claim.reads)
         seeds = number(text["Seeds"], raw["n_seeds"], cells, "cell.seed") if raw["n_seeds"] else Entry(text="")
-        verdict = f"{SIGNS[raw['verdict']]} {raw['verdict']}"
+        without = number(text["Without size 1"], raw["estimate_without_1"], claim.cells(pruned), claim.reads)
+        verdict = f"{SIGNS[raw['verdict']]} {text['Verdict']}"
         plain = [Entry(text=value) for value in (claim.key, claim.says, text["Measured"])]
-        rows.append((*plain, estimate, interval, Entry(text=text["Holds if"]), seeds, Entry(text=verdict)))
+        rows.append((*plain, estimate, interval, without, Entry(text=text["Holds if"]), seeds, Entry(text=verdict)))
         verdicts.append(
             Verdict(
                 key=claim.key,
                 says=claim.says,
                 measure=text["Measured"],
                 verdict=raw["verdict"],
+                more=_more(without, raw["verdict_without_1"], text["Verdict"]),
                 sign=SIGNS[raw["verdict"]],
                 holds_if=text["Holds if"],
                 seeds=text["Seeds"],
@@ -81,10 +85,18 @@ def claims(grid: Grid) -> tuple[list[Verdict], Table]:
             )
         )
     titles = {
-        title: HOW_MADE if title in ("Estimate", "95 % interval") else "number of seeds" if title == "Seeds" else "" for title in shown
+        title: HOW_MADE if title in ("Estimate", "95 % interval", "Without size 1") else "number of seeds" if title == "Seeds" else ""
+        for title in shown
     }
     columns = tuple(Column(title=str(title) or "Key", how=how) for title, how in titles.items())
     return verdicts, Table(key="claims", title="Claims: what was measured", columns=columns, rows=tuple(rows), notes=tuple(notes))
+
+
+def _more(without: Entry, verdict: str, whole: str) -> str:
+    """Says what a claim comes to without size 1, and what else its verdict must say."""
+    parts = [f"Without size 1: {without.text}, {verdict}"] if without.text else []
+    unequal = whole.partition("compute is not equal")
+    return ". ".join([*parts, *(["C" + unequal[1][1:] + unequal[2].rstrip(")")] if unequal[1] else [])])
 
 
 def _bar(row: "pd.Series[Any]", same_unit: pd.DataFrame) -> Bar | None:
@@ -114,7 +126,8 @@ def ablations(grid: Grid) -> Table:
     shown, notes = printable_ablations(grid)
     sizes = {title: float(title.removeprefix("P = ")) for title in shown.columns if title.startswith("P = ")}
     how = dict.fromkeys(sizes, "mean over seeds of each record's mean ± standard error over seeds")
-    how |= {"Difference": PAIRED, "95 % interval": PAIRED, "Size error": "the largest realised size less its P, over sizes and seeds"}
+    how |= dict.fromkeys(("Difference", "95 % interval", "Without size 1"), PAIRED)
+    how |= {"Size error": "the largest realised size less its P, over sizes and seeds"}
     how |= dict.fromkeys(("Device-hours", "PFLOP"), "all sizes of a seed and what delivers them, added; the mean over seeds")
     how["Seeds"] = "number of seeds"
     columns = [Column(title="Variant"), Column(title="Against"), *(Column(title=title, how=text) for title, text in how.items())]
@@ -148,6 +161,8 @@ def _ablation(grid: Grid, raw: "pd.Series[Any]", text: "pd.Series[str]", sizes: 
         entries.append(number(text[title], raw[f"{grid.metric} {size:g}"], _of_size(own, size), "quality.values"))
     entries += [number(text["Difference"], raw["difference_pct"], both, "quality.values")]
     entries += [number(text["95 % interval"], raw["low_pct"], both, "quality.values")]
+    pruned = grid.without_whole().compared(method, reference) if both else []
+    entries += [number(text["Without size 1"], raw["difference_without_1_pct"], pruned, "quality.values")]
     entries += [number(text["Size error"], raw["largest_size_error"], own, "size.realised")]
     entries += [number(text["Device-hours"], raw["device_hours"], paid, READS["device_hours"])]
     entries += [number(text["PFLOP"], raw["train_pflop"], paid, READS["train_pflop"])]
