@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from repro.arguments import DEFAULT_METHODS, Verb, parser
 from repro.config import load_config
 from repro.errors import INTERRUPTED, InterruptionError, ReproError
+from repro.size_text import size_text
 
 if TYPE_CHECKING:
     from repro.harness.cells import Cell, Experiment, Method
@@ -130,7 +131,7 @@ def _shared(options: argparse.Namespace) -> list[str]:
 def _asked(options: argparse.Namespace) -> list[str]:
     """Returns the words of a command that name its cells."""
     words = ["--methods", ",".join(options.methods)] if options.methods else []
-    words += ["--sizes", ",".join(f"{size:g}" for size in options.sizes)] if options.sizes else []
+    words += ["--sizes", ",".join(map(size_text, options.sizes))] if options.sizes else []
     return [*words, "--seeds", ",".join(map(str, options.seeds)), *(["--yes"] if options.yes else [])]
 
 

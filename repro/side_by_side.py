@@ -26,8 +26,7 @@ class Lane:
 
 def cell_arguments(shared: Sequence[str], cell: Cell) -> list[str]:
     """Returns what comes after `python -m repro` to run one cell, given the words that all cells share."""
-    size = [] if cell.size is None else ["--sizes", f"{cell.size:g}"]
-    return ["run", *shared, "--methods", cell.method, *size, "--seeds", str(cell.seed), "--yes"]
+    return ["run", *shared, *cell.words(), "--yes"]
 
 
 def run_side_by_side(

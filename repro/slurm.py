@@ -155,7 +155,7 @@ def _script(experiment: Experiment, cells: list[Cell], folder: Path, arguments: 
         directives="\n".join(f"#SBATCH {option}" for option in _options(experiment.config.name, cluster, folder)),
         setup="\n".join(cluster.setup) or _this_python(),
         shared=shlex.join(["python", "-m", "repro", "run", *arguments]),
-        cases="\n".join(_case(experiment, index, cell) for index, cell in enumerate(cells, 1)),
+        cases="\n".join(_case(index, cell) for index, cell in enumerate(cells, 1)),
         count=len(cells),
         first_port=FIRST_PORT,
         ports=PORTS,
@@ -210,11 +210,8 @@ def _this_python() -> str:
     return f'# cluster.setup is empty: the Python that wrote this file.\nexport PATH={folder}:"$PATH"'
 
 
-def _case(experiment: Experiment, index: int, cell: Cell) -> str:
-    words = ["--methods", cell.method]
-    if cell.size in experiment.config.sizes.reported:  # the base may have another, which --sizes does not take
-        words += ["--sizes", f"{cell.size:g}"]
-    return f"  {index}) cell=({shlex.join([*words, '--seeds', str(cell.seed)])}) ;; # {cell.name}"
+def _case(index: int, cell: Cell) -> str:
+    return f"  {index}) cell=({shlex.join(cell.words())}) ;; # {cell.name}"
 
 
 def _submissions(experiment: Experiment, methods: Mapping[str, Method], cells: list[Cell]) -> list[str]:

@@ -306,7 +306,7 @@ def test_hostile_words_execute_nothing_and_arrive_whole(tmp_path, state, monkeyp
     write(jobs, *acts(tmp_path / f"bin {HOSTILE}", ""), 'cluster.options=["--comment=\\"$(touch pwned)\\""]', arguments=arguments)
     submit(jobs)
     (call,) = map(json.loads, lines(state / "calls"))
-    assert call["words"] == ["-m", "repro", "run", *arguments, "--methods", "base", "--sizes", "1", "--seeds", "0", "--yes"]
+    assert call["words"] == ["-m", "repro", "run", *arguments, "--methods", "base", "--seeds", "0", "--yes"]
     assert call["folder"] == str(here)
     assert sorted(path.name.partition("-")[0] for path in jobs.iterdir()) == ["cells.sbatch", "ofa", "submit.sh"]
     assert not list(tmp_path.rglob("pwned"))

@@ -20,6 +20,10 @@ from repro.harness.places import Places
 from repro.harness.progress import CellProgress, duration, read_heartbeat
 from repro.harness.records import Record, read_record, record_path
 from repro.networks import image_shape
+from repro.size_text import size_text
+
+BASE = "base"  # the method that everything starts from
+ROUNDED = 5e-3  # the most that a size typed with two or more decimals differs from the one meant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +36,16 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Names the cell's record and folder."""
-        return f"{self.method}-seed{self.seed}" if self.size is None else f"{self.method}-{self.size:g}-seed{self.seed}"
+        """Names the cell's record, folder and lock; two cells never share a name, however close their sizes."""
+        return f"{self.method}-seed{self.seed}" if self.size is None else f"{self.method}-{size_text(self.size)}-seed{self.seed}"
+
+    def words(self) -> list[str]:
+        """Returns the words of `python -m repro run` that ask for this cell alone, and for what it needs.
+
+        The base is asked for without its size: `--sizes` takes the reported ones, and the whole network need not be among them.
+        """
+        sizes = [] if self.size is None or self.method == BASE else ["--sizes", size_text(self.size)]
+        return ["--methods", self.method, *sizes, "--seeds", str(self.seed)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +211,7 @@ class Experiment:
 
 def base_cell(config: Config) -> Cell:
     """Returns the cell that everything starts from."""
-    return Cell(method="base", size=1.0, seed=config.base.seed)
+    return Cell(method=BASE, size=1.0, seed=config.base.seed)
 
 
 def plan_cells(config: Config, methods: Mapping[str, Method], names: list[str], sizes: list[float] | None, seeds: list[int]) -> list[Cell]:
@@ -210,11 +222,12 @@ def plan_cells(config: Config, methods: Mapping[str, Method], names: list[str], 
     """
     for asked in sizes or []:
         if not 0 < asked <= 1:
-            raise ReproError(f"--sizes {asked:g}: a size must lie in (0, 1]")
+            raise ReproError(f"--sizes {size_text(asked)}: a size must lie in (0, 1]")
         if asked not in config.sizes.reported:
-            known = ", ".join(f"{size:g}" for size in config.sizes.reported)
+            known, near = ", ".join(map(size_text, config.sizes.reported)), _nearest(asked, config.sizes.reported)
+            remedy = f"write --sizes {size_text(near)}" if near else "name one of these"
             raise ReproError(
-                f"--sizes {asked:g}: not among the reported sizes ({known}); name one of these, or add it with --set sizes.reported"
+                f"--sizes {size_text(asked)}: not among the reported sizes ({known}); {remedy}, or add it with --set sizes.reported"
             )
     cells: dict[Cell, None] = {}
 
@@ -225,10 +238,16 @@ def plan_cells(config: Config, methods: Mapping[str, Method], names: list[str], 
 
     for name in names:
         for size in methods[name].sizes(config):
-            if size is None or sizes is None or size in sizes or name == "base":
-                for seed in [config.base.seed] if name == "base" else seeds:
+            if size is None or sizes is None or size in sizes or name == BASE:
+                for seed in [config.base.seed] if name == BASE else seeds:
                     add(Cell(method=name, size=size, seed=seed))
     return list(cells)
+
+
+def _nearest(asked: float, sizes: tuple[float, ...]) -> float | None:
+    """Returns the size that a rounded one such as 0.333 stands for; None where there is none."""
+    near = min(sizes, key=lambda size: abs(size - asked))
+    return near if abs(near - asked) < ROUNDED else None
 
 
 def state_of(experiment: Experiment, cell: Cell) -> tuple[str, str]:
