@@ -162,8 +162,20 @@ def trained_alone(name: str, recipe: str, summary: str, variant: Variant | None 
 
 
 CONTROLS = [
-    Method(name="floor", summary="one half of the real images against the other", sizes=_sizeless, make=_make_floor),
-    Method(name="noise", summary="uniform noise against the real images", sizes=_sizeless, make=_make_noise),
+    Method(
+        name="floor",
+        summary="one half of the real images against the other",
+        sizes=_sizeless,
+        make=_make_floor,
+        pixels=lambda _settings, reference: 2 * (reference // 2),
+    ),
+    Method(
+        name="noise",
+        summary="uniform noise against the real images",
+        sizes=_sizeless,
+        make=_make_noise,
+        pixels=lambda settings, _reference: settings.samples,
+    ),
     Method(
         name="untrained",
         summary="a size of the base by the method's plan, without training",

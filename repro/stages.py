@@ -86,12 +86,11 @@ def unfinished(experiment: Experiment, cells: list[Cell]) -> list[Cell]:
     return [cell for cell in cells if state_of(experiment, cell)[0] != "done"]
 
 
-def stages(experiment: Experiment, methods: dict[str, Method], cells: list[Cell], *, afresh: bool = False) -> list[Stage]:
+def stages(experiment: Experiment, cells: list[Cell], *, afresh: bool = False) -> list[Stage]:
     """Lists what is to be computed for cells, in the order in which it is.
 
     Args:
-        experiment: The configuration and its folders.
-        methods: Every method by name.
+        experiment: The configuration, its methods and its folders.
         cells: What is to be done. What an interrupted cell has behind it is not taken off.
         afresh: Whether networks that lie in the runs folder count as well.
     """
@@ -100,13 +99,13 @@ def stages(experiment: Experiment, methods: dict[str, Method], cells: list[Cell]
     for name in dict.fromkeys(cell.method for cell in cells):
         mine = [cell for cell in cells if cell.method == name]
         to_make = [cell for cell in mine if afresh or not is_made(experiment, cell)]
-        method, config = methods[name], experiment.config_of(mine[0])
+        method, config = experiment.method_of(mine[0]), experiment.config_of(mine[0])
         costs = pruned if method.prunes == "network" else own
         if set(config.sizes.trained) - own.macs.keys():
             costs = costs_of(experiment.of(mine[0]), config.allocation.rule)
         rows += [_scoring(config, method, to_make, own.macs[1.0]), _training(config, method, to_make, costs)]
         rows += [_sampling(experiment, mine, costs)] if method.judged else []
-    judged = [cell for cell in cells if methods[cell.method].judged]
+    judged = [cell for cell in cells if experiment.method_of(cell).judged]
     rows += [_classifier(experiment, judged), _features(experiment, judged), _other(cells, own)]
     return [row for row in rows if row.images or row.seconds or row.kept_gb]
 
@@ -159,7 +158,7 @@ def _scoring(config: Config, method: Method, cells: list[Cell], macs: float) -> 
 
 def _training(config: Config, method: Method, cells: list[Cell], costs: Costs) -> Stage:
     """The training of a method's cells, and the networks that they leave; a teacher's forward pass is a third of a training step's."""
-    params = [costs.params[1.0 if cell.size is None else cell.size] for cell in cells if cell.method not in ("floor", "noise")]
+    params = [costs.params[1.0 if cell.size is None else cell.size] for cell in cells if method.pixels is None]
     kept, section = 4 * sum(params) / GB, method.budget(config)
     if not section:
         return Stage(name=f"{method.name}: networks", kind="other", kept_gb=kept)
@@ -208,9 +207,9 @@ def _features(experiment: Experiment, judged: list[Cell]) -> Stage:
     """Every set that is judged, and the reference once, which is kept."""
     settings = experiment.config.evaluation
     reference = min(settings.reference_images or training_images(experiment), training_images(experiment))
-    seen = {"floor": 2 * (reference // 2), "noise": settings.samples}
     each = settings.samples * len(settings.sampling_seeds)
-    images = (reference if judged else 0) + sum(seen.get(cell.method, each) for cell in judged)
+    own = [experiment.method_of(cell).pixels for cell in judged]
+    images = (reference if judged else 0) + sum(each if pixels is None else pixels(settings, reference) for pixels in own)
     macs = INCEPTION_MACS.get(settings.metric) or _classifier_macs(experiment)
     kept = 4 * reference * INCEPTION_FEATURES.get(settings.metric, 0) / GB
     return Stage(

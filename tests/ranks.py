@@ -22,6 +22,7 @@ from repro.harness.data import digits
 from repro.harness.denoiser import build_base
 from repro.harness.diffusion import NoisyBatch, NoisyBatches, image_losses, noise_schedule, predictor
 from repro.harness.training import Run, train
+from repro.methods import METHODS
 from repro.ofa.allocation import make_plan
 from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import draw_sizes
@@ -92,7 +93,7 @@ def run_of(config: Config, kind: str, batch_size: int = 8, folder: Path | None =
 def scored(config: Config) -> Experiment:
     """An experiment whose importance is asked for: 7 batches, so that ranks have different numbers of them."""
     settings = replace(config.importance, images=56, batch_size=8)
-    return Experiment(config=replace(config, importance=settings), results=Path(), runs=Path(), source="")
+    return Experiment(config=replace(config, importance=settings), results=Path(), runs=Path(), source="", methods=METHODS)
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """The grid: what a cell is called, how it is asked for, and under which configuration it runs."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from repro.cli import main
+from repro.config import changed
 from repro.errors import ReproError
+from repro.harness import data
 from repro.harness.cells import Cell, Experiment, plan_cells
 from repro.methods import METHODS
 from repro.size_text import size_text
@@ -54,10 +57,54 @@ def thirds(folder, *more):
 @pytest.mark.parametrize("typed", ["0.333333", "0.33"])
 def test_a_rounded_size_is_refused_with_the_text_to_type(tmp_path, capsys, typed):
     assert main(["status", *thirds(tmp_path, "--methods", "ofa", "--sizes", typed)]) == 2
-    assert (
-        f"--sizes {typed}: not among the reported sizes (0.3333333333333333); write --sizes 0.3333333333333333" in capsys.readouterr().err
-    )
+    refused = f"--sizes {typed}: not among the reported sizes (0.3333333333333333); write --sizes 0.3333333333333333"
+    assert refused in capsys.readouterr().err
     assert main(["status", *thirds(tmp_path, "--methods", "ofa", "--sizes", "0.3333333333333333")]) == 0
+
+
+# Under which configuration a cell runs
+
+
+@pytest.mark.parametrize(
+    ("method", "rule"), [("ofa", "gradual"), ("ofa_uniform", "uniform"), ("ofa_formula5", "formula5"), ("slimmable", "uniform")]
+)
+def test_a_cell_of_a_variant_runs_varied_however_the_experiment_was_made(tiny, method, rule):
+    experiment = experiment_of(tiny)
+    cell = Cell(method=method, size=0.5, seed=0)
+    assert experiment.config_of(cell).allocation.rule == experiment.of(cell).config.allocation.rule == rule
+
+
+def test_an_experiment_without_methods_cannot_be_made(tiny):
+    with pytest.raises(TypeError, match="methods"):
+        Experiment(config=tiny, results=Path(), runs=Path(), source="")
+
+
+def test_a_method_that_the_experiment_lacks_is_an_error_never_the_configuration_as_written(tiny):
+    experiment = experiment_of(tiny)
+    for ask in (experiment.config_of, experiment.of, experiment.identity, experiment.needs):
+        with pytest.raises(ReproError, match="ofa_unifrom: no such method; did you mean 'ofa_uniform'"):
+            ask(Cell(method="ofa_unifrom", size=0.5, seed=0))
+    with pytest.raises(ReproError, match="ofa_unifrom: no such method"):
+        plan_cells(experiment, ["ofa_unifrom"], None, [0])
+
+
+def test_variants_share_the_images_and_nothing_is_loaded_before_it_is_asked_for(tiny, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(data, "load_images", lambda *asked: loaded.append(asked) or object())
+    experiment = experiment_of(tiny)
+    varied = experiment.of(Cell(method="ofa_uniform", size=0.5, seed=0))
+    assert varied is not experiment and not loaded
+    assert varied.images is experiment.images is dataclasses.replace(varied, config=tiny).images
+    assert len(loaded) == 1
+    other = dataclasses.replace(experiment, config=changed(tiny, {"data.sha256": "0" * 64}))  # other images are not taken for these
+    assert other.images is not experiment.images
+
+
+def test_how_many_images_are_judged_is_a_property_of_the_method(tiny):
+    settings = tiny.evaluation
+    assert METHODS["floor"].pixels(settings, 1797) == 1796
+    assert METHODS["noise"].pixels(settings, 1797) == settings.samples
+    assert all(method.pixels is None for name, method in METHODS.items() if name not in ("floor", "noise"))
 
 
 def repro(*words, cwd=ROOT):

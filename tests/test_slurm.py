@@ -174,14 +174,17 @@ def state(tmp_path, monkeypatch):
 def write(folder, *overrides, methods="base", sizes=None, arguments=("--config", "tiny"), done=()):
     """Writes the scripts for the cells of a request that are not done; returns the names of these."""
     config = load_config(str(TINY), list(overrides))
-    cells = [cell for cell in plan_cells(config, METHODS, methods.split(","), sizes, [0]) if cell.name not in done]
+    cells = [cell for cell in plan_cells(experiment_of(config, METHODS), methods.split(","), sizes, [0]) if cell.name not in done]
     write_cells(config, METHODS, cells, folder, arguments)
     return [cell.name for cell in cells]
 
 
+def experiment_of(config, methods):
+    return Experiment(config=config, results=Path("results"), runs=Path("runs"), source="", methods=methods)
+
+
 def write_cells(config, methods, cells, folder, arguments=("--config", "tiny")):
-    experiment = Experiment(config=config, results=Path("results"), runs=Path("runs"), source="", methods=methods)
-    assert write_slurm(experiment, methods, cells, folder, arguments) == folder.resolve() / "submit.sh"
+    assert write_slurm(experiment_of(config, methods), cells, folder, arguments) == folder.resolve() / "submit.sh"
 
 
 def acts(folder, text):

@@ -246,10 +246,14 @@ def test_every_ablation_but_a_fine_tune_differs_from_its_default_on_digits():
         assert method.sizes(config)
 
 
+def root_of(config, folder=Path()):
+    return Experiment(config=config, methods=METHODS, results=folder, runs=folder, source="")
+
+
 def test_a_variant_that_changes_nothing_has_no_cells(tiny):
     with_m1 = changed(tiny, {"sampling_law.m": 1.0})
     assert not METHODS["ofa_m1"].sizes(with_m1) and not METHODS["ofa_m1_joint"].sizes(with_m1)
-    assert plan_cells(with_m1, METHODS, ["ofa_m1"], None, [0]) == []
+    assert plan_cells(root_of(with_m1), ["ofa_m1"], None, [0]) == []
     assert METHODS["ofa_m5"].sizes(with_m1) == with_m1.sizes.reported
 
 
@@ -276,8 +280,8 @@ def test_the_compute_of_all_independent_runs_is_that_of_the_law_turned_over():
 
 
 def test_identities_follow_the_method_and_leave_the_base_shared(tiny, tmp_path):
-    root = Experiment(config=tiny, methods=METHODS, results=tmp_path, runs=tmp_path, source="")
-    (base, joint), (_, varied) = (plan_cells(tiny, METHODS, [name], None, [0])[:2] for name in ("ofa_joint", "ofa_m1_joint"))
+    root = root_of(tiny, tmp_path)
+    (base, joint), (_, varied) = (plan_cells(root, [name], None, [0])[:2] for name in ("ofa_joint", "ofa_m1_joint"))
     inside = root.of(varied)
     assert root.of(joint) is root
     assert inside.config.sampling_law.m == 1.0 and inside.of(base).config == tiny

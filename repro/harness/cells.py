@@ -1,27 +1,31 @@
 """The grid of an experiment: one cell for every (method, size, seed), and the folders that it lives in."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffusers import DDPMScheduler
-from torch import nn
-
-from repro.config import Config, Training, changed
+from repro.config import Config, Data, Evaluation, Training, changed
 from repro.errors import ReproError
 from repro.harness.clock import Clock
-from repro.harness.data import Images, load_images
-from repro.harness.diffusion import noise_schedule
+from repro.harness.heartbeat import duration, read_heartbeat
 from repro.harness.lock import holder
 from repro.harness.places import Places
-from repro.harness.progress import CellProgress, duration, read_heartbeat
 from repro.harness.records import Record, read_record, record_path
 from repro.networks import image_shape
 from repro.size_text import size_text
 
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
+    from torch import nn
+
+    from repro.harness.data import Images
+    from repro.harness.progress import CellProgress
+
+ImagesKey = tuple[Data, tuple[int, int, int], Places]  # what determines the training images
 BASE = "base"  # the method that everything starts from
 ROUNDED = 5e-3  # the most that a size typed with two or more decimals differs from the one meant
 
@@ -61,7 +65,7 @@ class Product:
         base_sha256: Hash of the weights of the base that it descends from; known once it has been saved.
     """
 
-    model: nn.Module | None = None
+    model: "nn.Module | None" = None
     training: dict[str, Any] | None = None
     realised: float | None = None
     files: dict[str, bytes] = field(default_factory=dict)
@@ -99,6 +103,8 @@ class Method:
         delivered_by: Those of them whose cost has to be paid for this cell, the base excluded.
         budget: The section of the configuration whose training it spends; empty where it trains nothing.
         judged: Whether its product has a quality.
+        pixels: Where it makes images in place of a network: how many of them are judged, given the section `evaluation` and the images
+            of the reference. None where it makes a network.
         scores: How its channels are scored by gradients: `formula4`, `diff_pruning`, or not at all.
         prunes: What it narrows: the `pipes` of the base, or the whole `network`.
         variant: What it changes of another method; None for a method of its own.
@@ -107,11 +113,12 @@ class Method:
     name: str
     summary: str
     sizes: Callable[[Config], tuple[float | None, ...]]
-    make: Callable[["Experiment", Cell, Clock, CellProgress], Product]
+    make: Callable[["Experiment", Cell, Clock, "CellProgress"], Product]
     needs: Callable[[Config, Cell], tuple[Cell, ...]] = lambda _config, _cell: ()
     delivered_by: Callable[[Config, Cell], tuple[Cell, ...]] = lambda _config, _cell: ()
     budget: Callable[[Config], str] = lambda _config: ""
     judged: bool = True
+    pixels: Callable[[Evaluation, int], int] | None = None
     scores: str = ""
     prunes: str = "network"
     variant: Variant | None = None
@@ -134,7 +141,7 @@ class Experiment:
     Attributes:
         config: What is done.
         written: The configuration as it is written, where `config` is that of a variant.
-        methods: Every method by name.
+        methods: Every method by name, variants included: what a cell runs under depends on its method.
         results: The folder of its records.
         runs: The folder of its heavy artefacts: weights, checkpoints, samples.
         places: Where data and weights that it did not make lie.
@@ -142,35 +149,55 @@ class Experiment:
     """
 
     config: Config
+    methods: Mapping[str, Method]
     results: Path
     runs: Path
     source: str
     places: Places = field(default_factory=Places)
-    methods: Mapping[str, Method] = field(default_factory=dict)
     written: Config | None = None
+    _loaded: "dict[ImagesKey, Images]" = field(default_factory=dict, repr=False, compare=False)
 
     def of(self, cell: Cell) -> "Experiment":
-        """Returns the experiment under the configuration of a cell's method."""
+        """Returns the experiment under the configuration of a cell's method; the images that either loads serve both."""
         config = self.config_of(cell)
-        if config == self.config:
-            return self
-        varied = dataclasses.replace(self, config=config, written=self.written or self.config)
-        varied.__dict__["images"] = self.images  # a variant changes the method, never the data
-        return varied
+        return self if config == self.config else dataclasses.replace(self, config=config, written=self.written or self.config)
+
+    def method_of(self, cell: Cell) -> Method:
+        """Returns a cell's method.
+
+        Raises:
+            ReproError: The experiment has no method of this name.
+        """
+        check_methods([cell.method], self.methods)
+        return self.methods[cell.method]
 
     def config_of(self, cell: Cell) -> Config:
-        """Returns the configuration of a cell's method."""
-        written = self.written or self.config
-        return self.methods[cell.method].config(written) if cell.method in self.methods else written
+        """Returns the configuration of a cell's method.
+
+        Raises:
+            ReproError: The experiment has no method of this name.
+        """
+        return self.method_of(cell).config(self.written or self.config)
+
+    def needs(self, cell: Cell) -> tuple[Cell, ...]:
+        """Returns the cells whose artefacts a cell reads."""
+        return self.method_of(cell).needs(self.config, cell)
+
+    @property
+    def images(self) -> "Images":
+        """The training images, loaded when they are first asked for, once for all variants of the experiment."""
+        from repro.harness.data import load_images
+
+        key = (self.config.data, self.image_shape, self.places)
+        if key not in self._loaded:
+            self._loaded[key] = load_images(*key)
+        return self._loaded[key]
 
     @cached_property
-    def images(self) -> Images:
-        """The training images."""
-        return load_images(self.config.data, self.image_shape, self.places)
-
-    @cached_property
-    def schedule(self) -> DDPMScheduler:
+    def schedule(self) -> "DDPMScheduler":
         """The noise schedule."""
+        from repro.harness.diffusion import noise_schedule
+
         return noise_schedule(self.config.diffusion)
 
     @property
@@ -214,12 +241,34 @@ def base_cell(config: Config) -> Cell:
     return Cell(method=BASE, size=1.0, seed=config.base.seed)
 
 
-def plan_cells(config: Config, methods: Mapping[str, Method], names: list[str], sizes: list[float] | None, seeds: list[int]) -> list[Cell]:
-    """Lists the cells of a request, each after those it needs.
+def check_methods(names: Iterable[str], known: Iterable[str]) -> None:
+    """Makes sure that methods are known by the names that were asked for.
 
     Raises:
-        ReproError: A size is outside (0, 1] or not among the reported ones.
+        ReproError: One is not; the message names the nearest that is.
     """
+    known = list(known)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            hint = f"did you mean '{near[0]}'? Known: {', '.join(known)}" if near else "the experiment has no methods at all; give it some"
+            raise ReproError(f"--methods {name}: no such method; {hint}")
+
+
+def plan_cells(experiment: Experiment, names: list[str], sizes: list[float] | None, seeds: list[int]) -> list[Cell]:
+    """Lists the cells of a request, each after those it needs.
+
+    Args:
+        experiment: The configuration and its methods.
+        names: The methods that are asked for.
+        sizes: The sizes that are asked for; None takes all that a method has.
+        seeds: The seeds; the base has the one of its own section.
+
+    Raises:
+        ReproError: A method is unknown, or a size is outside (0, 1] or not among the reported ones.
+    """
+    config, methods = experiment.config, experiment.methods
+    check_methods(names, methods)
     for asked in sizes or []:
         if not 0 < asked <= 1:
             raise ReproError(f"--sizes {size_text(asked)}: a size must lie in (0, 1]")
