@@ -114,7 +114,14 @@ def _varied(sizes: Callable[[Config], tuple[Any, ...]], variant: Variant | None)
 
 
 def trained_once(name: str, summary: str, variant: Variant | None = None, law: Law | None = None) -> list[Method]:
-    """Returns a method that trains one supernet for all sizes, and its joint training run; `law` draws the sizes of its steps."""
+    """Returns a method that trains one supernet for all sizes, and its joint training run.
+
+    Args:
+        name: What the user types.
+        summary: One line for the help.
+        variant: What it changes of another method.
+        law: The sampling law in place of the configuration's.
+    """
 
     def needs_joint(_config: Config, cell: Cell) -> tuple[Cell, ...]:
         return (joint_cell(cell, name),)
@@ -123,13 +130,14 @@ def trained_once(name: str, summary: str, variant: Variant | None = None, law: L
         name=f"{name}_joint",
         summary=f"{summary}: the one training run for all sizes",
         sizes=_varied(_sizeless, variant),
-        make=partial(make_joint, law=law),
+        make=make_joint,
         needs=_needs_base,
         budget=lambda _config: "ofa_training",
         judged=False,
         scores="formula4",
         prunes="pipes",
         variant=variant,
+        law=law,
     )
     subnets = Method(
         name=name,

@@ -94,7 +94,7 @@ def _check_ranks(experiment: Experiment, cells: list[Cell]) -> None:
             raise ReproError(f"{key}.batch_size: {batch_size} images cannot be shared by {ranks} ranks; make it a multiple of {ranks}")
     for cell in cells:
         if experiment.method_of(cell).budget(config) == "ofa_training":
-            check_shares(experiment.config_of(cell))
+            check_shares(experiment.config_of(cell), experiment.law_of(cell))
 
 
 def _check_disk(experiment: Experiment, work: list[Stage], cells: list[Cell]) -> None:

@@ -18,7 +18,6 @@ from repro.harness.cost import count_macs, pipe_macs, train_pflop
 from repro.harness.denoiser import build_base
 from repro.harness.experiment import is_made
 from repro.ofa.pipes import pipes_of
-from repro.ofa.sampling_law import expected_shares
 from repro.planning import equal_importance, params_at, plan_of
 
 # MACs of one image at 299 x 299 up to the layer: torch-fidelity 0.4.0's network under torch's FlopCounterMode on the meta device.
@@ -103,7 +102,7 @@ def stages(experiment: Experiment, cells: list[Cell], *, afresh: bool = False) -
         costs = pruned if method.prunes == "network" else own
         if set(config.sizes.trained) - own.macs.keys():
             costs = costs_of(experiment.of(mine[0]), config.allocation.rule)
-        rows += [_scoring(config, method, to_make, own.macs[1.0]), _training(config, method, to_make, costs)]
+        rows += [_scoring(config, method, to_make, own.macs[1.0]), _training(experiment, method, to_make, costs)]
         rows += [_sampling(experiment, mine, costs)] if method.judged else []
     judged = [cell for cell in cells if experiment.method_of(cell).judged]
     rows += [_classifier(experiment, judged), _features(experiment, judged), _other(cells, own)]
@@ -156,19 +155,16 @@ def _scoring(config: Config, method: Method, cells: list[Cell], macs: float) -> 
     return Stage(name=title, kind="training", images=images, passes=images, pflop=train_pflop(macs, images))
 
 
-def _training(config: Config, method: Method, cells: list[Cell], costs: Costs) -> Stage:
+def _training(experiment: Experiment, method: Method, cells: list[Cell], costs: Costs) -> Stage:
     """The training of a method's cells, and the networks that they leave; a teacher's forward pass is a third of a training step's."""
+    config = method.config(experiment.written or experiment.config)
     params = [costs.params[1.0 if cell.size is None else cell.size] for cell in cells if method.pixels is None]
     kept, section = 4 * sum(params) / GB, method.budget(config)
     if not section:
         return Stage(name=f"{method.name}: networks", kind="other", kept_gb=kept)
     settings: Training = getattr(config, section)
     images = settings.steps * settings.batch_size
-    law = config.sampling_law
-    joint = expected_shares(config.sizes.trained, law=law.law, m=law.m, k=law.sandwich_random)
-    if config.sizes.candidates == "open":  # every width alike, from the floor to the whole: on average the middle
-        joint = {max(config.sizes.trained): 0.5, min(config.sizes.trained): 0.5}
-    shares = [joint if cell.size is None else {cell.size: 1.0} for cell in cells]
+    shares = [_joint_shares(experiment, cell) if cell.size is None else {cell.size: 1.0} for cell in cells]
     taught = costs.macs[1.0] / 3 if settings.distillation else 0.0
     return Stage(
         name=f"{method.name}: training",
@@ -181,6 +177,14 @@ def _training(config: Config, method: Method, cells: list[Cell], costs: Costs) -
         passing_gb=(config.execution.checkpoints_kept + 1) * 4 * CHECKPOINT_TENSORS * max(params, default=0) / GB,
         budget=section,
     )
+
+
+def _joint_shares(experiment: Experiment, cell: Cell) -> dict[float, float]:
+    """Returns the share of a joint run's images that each size sees."""
+    sizes = experiment.config_of(cell).sizes
+    if sizes.candidates == "open":  # every width alike, from the floor to the whole: on average the middle
+        return {max(sizes.trained): 0.5, min(sizes.trained): 0.5}
+    return experiment.law_of(cell).shares(sizes.trained)
 
 
 def _sampling(experiment: Experiment, cells: list[Cell], costs: Costs) -> Stage:

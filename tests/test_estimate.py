@@ -22,7 +22,7 @@ from repro.harness.places import Places
 from repro.harness.records import write_record
 from repro.methods import METHODS
 from repro.ofa.pipes import pipes_of
-from repro.ofa.sampling_law import draw_sizes, expected_shares
+from repro.ofa.sampling_law import named_law
 from repro.ofa.supernet import Supernet
 from repro.planning import equal_importance, plan_of
 from repro.stages import Stage, costs_of, unfinished
@@ -99,7 +99,11 @@ LAWS = [
 
 
 def shares_of(sizes, law):
-    return expected_shares(sizes, law=law.law, m=law.m, k=law.sandwich_random)
+    return law_of(law).shares(sizes)
+
+
+def law_of(settings):
+    return named_law(**dataclasses.asdict(settings))
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -107,7 +111,7 @@ def test_expected_shares_of_the_images_are_those_of_the_law(tiny, law):
     sizes, steps = tiny.sizes.trained, 20_000
     seen = Counter()
     for step in range(steps):
-        drawn = draw_sizes(sizes, **dataclasses.asdict(law), seed=0, step=step)
+        drawn = law_of(law).draw(sizes, seed=0, step=step)
         for size in drawn:
             seen[size] += 1 / len(drawn)  # they share the batch out among them
     expected = shares_of(sizes, law)
@@ -121,7 +125,7 @@ def test_sandwich_of_one_or_two_sizes_shares_the_images_evenly():
     law = SamplingLaw(law="sandwich")
     for trained in ((1.0,), (1.0, 0.5)):
         assert shares_of(trained, law) == dict.fromkeys(trained, 1 / len(trained))
-        assert Counter(draw_sizes(trained, **dataclasses.asdict(law), seed=0, step=0)) == dict.fromkeys(trained, 1)
+        assert Counter(law_of(law).draw(trained, seed=0, step=0)) == dict.fromkeys(trained, 1)
 
 
 @pytest.mark.parametrize(("metric", "layer"), [("fid", "2048"), ("fid768", "768")])

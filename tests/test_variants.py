@@ -25,7 +25,7 @@ from repro.methods import METHODS
 from repro.ofa.allocation import kept_channels, make_plan, ranking, rankings
 from repro.ofa.importance import other_scores
 from repro.ofa.pipes import pipes_of
-from repro.ofa.sampling_law import draw_widths, linear_law, loss_weight
+from repro.ofa.sampling_law import draw_widths, linear_law, named_law
 from repro.ofa.supernet import Supernet
 from repro.variants import TRAINED_ALONE, TRAINED_ONCE, chain, compute_ratio
 
@@ -179,11 +179,13 @@ def test_macs_of_any_widths_follow_from_those_of_the_pipes(tiny):
 
 
 def test_loss_weights_have_the_shape_of_the_law_and_a_mean_of_one():
-    weights = [loss_weight(size, SIZES, law="weighted", m=3.0) for size in SIZES]
+    weights = [named_law("weighted", m=3.0, sandwich_random=2).weight(size, SIZES) for size in SIZES]
     assert sum(weights) / len(weights) == pytest.approx(1)
     assert [weight / 4 for weight in weights] == pytest.approx(linear_law(SIZES, 3.0))
     assert weights[-1] / weights[0] == pytest.approx(3)
-    assert {loss_weight(size, SIZES, law=law, m=3.0) for size in SIZES for law in ("linear", "uniform", "sandwich")} == {1.0}
+    assert {
+        named_law(law, m=3.0, sandwich_random=2).weight(size, SIZES) for size in SIZES for law in ("linear", "uniform", "sandwich")
+    } == {1.0}
 
 
 def batch_of(count):

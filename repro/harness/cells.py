@@ -16,6 +16,7 @@ from repro.harness.lock import holder
 from repro.harness.places import Places
 from repro.harness.records import Record, read_record, record_path
 from repro.networks import image_shape
+from repro.ofa.sampling_law import Law, check_law, named_law
 from repro.size_text import size_text
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class Method:
         scores: How its channels are scored by gradients: `formula4`, `diff_pruning`, or not at all.
         prunes: What it narrows: the `pipes` of the base, or the whole `network`.
         variant: What it changes of another method; None for a method of its own.
+        law: The sampling law of its joint training run in place of the configuration's; None takes that.
     """
 
     name: str
@@ -122,6 +124,7 @@ class Method:
     scores: str = ""
     prunes: str = "network"
     variant: Variant | None = None
+    law: Law | None = None
 
     def config(self, written: Config) -> Config:
         """Returns the configuration that its cells run under."""
@@ -178,6 +181,18 @@ class Experiment:
             ReproError: The experiment has no method of this name.
         """
         return self.method_of(cell).config(self.written or self.config)
+
+    def law_of(self, cell: Cell) -> Law:
+        """Returns the sampling law of a cell's joint training run: its method's own, else its configuration's.
+
+        Raises:
+            ReproError: The method's own breaks the contract of a law.
+        """
+        config, own = self.config_of(cell), self.method_of(cell).law
+        if own is None:
+            return named_law(**dataclasses.asdict(config.sampling_law))
+        check_law(own, config.sizes.trained)
+        return own
 
     def needs(self, cell: Cell) -> tuple[Cell, ...]:
         """Returns the cells whose artefacts a cell reads."""

@@ -42,6 +42,7 @@ class NoisyBatch:
 
     def shares(self, count: int) -> list["NoisyBatch"]:
         """Shares the batch out in `count` equal parts; the batch must be divisible by it."""
+        assert len(self.noise) % count == 0, f"{len(self.noise)} images cannot be shared by {count} subnets"
         parts = zip(self.noisy.chunk(count), self.noise.chunk(count), self.timesteps.chunk(count), strict=True)
         return [NoisyBatch(noisy=noisy, noise=noise, timesteps=timesteps) for noisy, noise, timesteps in parts]
 
