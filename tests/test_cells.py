@@ -62,6 +62,17 @@ def test_a_rounded_size_is_refused_with_the_text_to_type(tmp_path, capsys, typed
     assert main(["status", *thirds(tmp_path, "--methods", "ofa", "--sizes", "0.3333333333333333")]) == 0
 
 
+HEAVY = ("torch", "torchvision", "diffusers", "deepspeed", "sklearn", "scipy")
+
+
+@pytest.mark.parametrize("module", ["repro.cli", "repro.harness.cells", "repro.harness.heartbeat", "repro.harness.records"])
+def test_what_names_the_cells_imports_nothing_heavy(module):
+    code = f"import sys, {module}; print(*(name for name in {HEAVY} if name in sys.modules))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == []
+
+
 # Under which configuration a cell runs
 
 
