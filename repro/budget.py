@@ -9,8 +9,9 @@ from repro.config import Config
 from repro.errors import ReproError
 from repro.estimate import Estimate
 from repro.harness import distributed
-from repro.harness.cells import Experiment, Method, plan_cells
-from repro.harness.progress import duration, say
+from repro.harness.cells import Experiment, plan_cells
+from repro.harness.heartbeat import duration
+from repro.harness.progress import say
 from repro.harness.provenance import now_utc
 from repro.harness.reading import read_toml
 from repro.harness.storage import write_atomically
@@ -49,14 +50,13 @@ def is_unset(experiment: Experiment) -> bool:
     return experiment.config.hours > 0 and not (experiment.results / FILE).exists()
 
 
-def set_budget(experiment: Experiment, methods: dict[str, Method], *, keep: bool) -> Experiment:
+def set_budget(experiment: Experiment, *, keep: bool) -> Experiment:
     """Measures this machine and scales the training steps, all by one factor, so that the experiment takes its `hours` from begin to end.
 
     Sampling and features cannot shrink, so training gets what they leave. Nothing happens where `hours` is 0 or the steps have been set.
 
     Args:
         experiment: The configuration as it is written, or as `with_budget` returned it.
-        methods: Every method by name.
         keep: Whether the steps are written beside the records, for every later command.
 
     Raises:
@@ -65,8 +65,8 @@ def set_budget(experiment: Experiment, methods: dict[str, Method], *, keep: bool
     if not is_unset(experiment):
         return experiment
     config, path = experiment.config, experiment.results / FILE
-    cells = plan_cells(config, methods, list(METHODS), None, [0])
-    found = Estimate(config=config, stages=stages(experiment, methods, cells, afresh=True), throughput=measure(experiment))
+    cells = plan_cells(experiment, list(METHODS), None, [0])
+    found = Estimate(config=config, stages=stages(experiment, cells, afresh=True), throughput=measure(experiment))
     training = sum(found.wall_hours(stage) for stage in found.stages if stage.budget)
     rest = found.total_wall_hours() - training
     if config.hours - rest < LEAST_SHARE * config.hours:

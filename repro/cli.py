@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from repro.arguments import DEFAULT_METHODS, Verb, parser
 from repro.config import load_config
 from repro.errors import INTERRUPTED, InterruptionError, ReproError
+from repro.size_text import size_text
 
 if TYPE_CHECKING:
-    from repro.harness.cells import Cell, Experiment, Method
+    from repro.harness.cells import Cell, Experiment
 
 STARTED = time.monotonic()
 WATCH_SEC = 2.0
@@ -62,9 +63,9 @@ def _run(options: argparse.Namespace) -> int:
         load_config(options.config, options.set)  # a mistake is told once, not by every rank
         command = ["run", *_shared(options), *_asked(options)]
         return run_hosts(command, options.hostfile) if options.hostfile else run_ranks(command, options.ranks)
-    experiment, methods, cells = _planned(options)
+    experiment, cells = _planned(options)
     if options.slurm:
-        return _slurm(options, experiment, methods, cells)
+        return _slurm(options, experiment, cells)
     from repro.budget import set_budget
     from repro.harness import distributed
     from repro.harness.experiment import run_cells
@@ -73,13 +74,13 @@ def _run(options: argparse.Namespace) -> int:
     begun = time.monotonic()
     if distributed.ranks() > 1:
         distributed.start(experiment.config.execution.rank_timeout_sec)
-    experiment = set_budget(experiment, methods, keep=True)
-    unpaid = time.monotonic() - begun + preflight(experiment, methods, cells, yes=options.yes)
+    experiment = set_budget(experiment, keep=True)
+    unpaid = time.monotonic() - begun + preflight(experiment, cells, yes=options.yes)
     if options.parallel_cells > 1:
         from repro.side_by_side import run_side_by_side
 
-        return run_side_by_side(experiment, methods, cells, _shared(options), count=options.parallel_cells, ranks=options.ranks)
-    run_cells(experiment, methods, cells, started=STARTED + unpaid)
+        return run_side_by_side(experiment, cells, _shared(options), count=options.parallel_cells, ranks=options.ranks)
+    run_cells(experiment, cells, started=STARTED + unpaid)
     if distributed.ranks() > 1:
         distributed.stop()
     return 0
@@ -104,17 +105,17 @@ def _check_launch(options: argparse.Namespace) -> None:
         raise ReproError(f"{(several or ['--hostfile, --slurm'])[0]}: this process is a rank of a run already; leave it out")
 
 
-def _slurm(options: argparse.Namespace, experiment: "Experiment", methods: dict[str, "Method"], cells: list["Cell"]) -> int:
+def _slurm(options: argparse.Namespace, experiment: "Experiment", cells: list["Cell"]) -> int:
     import subprocess
 
     from repro.harness.experiment import cells_to_run
     from repro.slurm import write_slurm
 
-    todo = cells_to_run(experiment, methods, cells)
+    todo = cells_to_run(experiment, cells)
     if not todo:
         print(f"all {len(cells)} cells are done already")
         return 0
-    script = write_slurm(experiment, methods, todo, options.slurm, _shared(options))
+    script = write_slurm(experiment, todo, options.slurm, _shared(options))
     print(f"{len(todo)} cells; submit them with {script}")
     return subprocess.run([str(script)], check=False).returncode if options.submit else 0
 
@@ -130,12 +131,12 @@ def _shared(options: argparse.Namespace) -> list[str]:
 def _asked(options: argparse.Namespace) -> list[str]:
     """Returns the words of a command that name its cells."""
     words = ["--methods", ",".join(options.methods)] if options.methods else []
-    words += ["--sizes", ",".join(f"{size:g}" for size in options.sizes)] if options.sizes else []
+    words += ["--sizes", ",".join(map(size_text, options.sizes))] if options.sizes else []
     return [*words, "--seeds", ",".join(map(str, options.seeds)), *(["--yes"] if options.yes else [])]
 
 
 def _estimate(options: argparse.Namespace) -> int:
-    experiment, methods, cells = _planned(options)
+    experiment, cells = _planned(options)
     from repro.budget import set_budget
     from repro.estimate import estimate
     from repro.harness.progress import say
@@ -145,41 +146,39 @@ def _estimate(options: argparse.Namespace) -> int:
     if not todo:
         say(f"all {len(cells)} cells are done already")
         return 0
-    experiment = set_budget(experiment, methods, keep=False)
-    say(estimate(experiment, methods, todo).text())
+    experiment = set_budget(experiment, keep=False)
+    say(estimate(experiment, todo).text())
     return 0
 
 
-def _planned(options: argparse.Namespace) -> tuple["Experiment", dict[str, "Method"], list["Cell"]]:
+def _planned(options: argparse.Namespace) -> tuple["Experiment", list["Cell"]]:
     """Returns what `_experiment` does, and the cells that were asked for."""
-    experiment, methods = _experiment(options)
+    experiment = _experiment(options)
     from repro.harness.cells import plan_cells
     from repro.planning import check_sizes
 
-    names = _known(options.methods or list(DEFAULT_METHODS), list(methods))
-    cells = plan_cells(experiment.config, methods, names, options.sizes, options.seeds)
+    cells = plan_cells(experiment, options.methods or list(DEFAULT_METHODS), options.sizes, options.seeds)
     check_sizes(experiment)
-    return experiment, methods, cells
+    return experiment, cells
 
 
 def _status(options: argparse.Namespace) -> int:
-    experiment, methods = _experiment(options)
+    experiment = _experiment(options)
     while True:
-        text = _status_text(options, experiment, methods)
+        text = _status_text(options, experiment)
         print(f"\x1b[2J\x1b[H{text}" if options.watch and sys.stdout.isatty() else text, flush=True)
         if not options.watch:
             return 0
         time.sleep(WATCH_SEC)
 
 
-def _status_text(options: argparse.Namespace, experiment: "Experiment", methods: dict[str, "Method"]) -> str:
+def _status_text(options: argparse.Namespace, experiment: "Experiment") -> str:
     from repro.harness.cells import plan_cells, state_of
 
     begun = {path.stem.partition("-")[0] for folder in (experiment.results, experiment.runs) for path in folder.glob("*-seed*")}
-    own = [name for name, method in methods.items() if method.variant is None or name in begun]
-    names = _known(options.methods or own, list(methods))
+    own = [name for name, method in experiment.methods.items() if method.variant is None or name in begun]
     rows = []
-    for cell in plan_cells(experiment.config, methods, names, options.sizes, options.seeds):
+    for cell in plan_cells(experiment, options.methods or own, options.sizes, options.seeds):
         state, remark = state_of(experiment, cell)
         rows.append((cell.name, state, remark))
     width = max(len(name) for name, _, _ in rows)
@@ -199,7 +198,7 @@ def _sizes(options: argparse.Namespace) -> int:
         return 0
     if options.allocation:
         options.set.append(f'allocation.rule="{options.allocation}"')
-    experiment, _ = _experiment(options)
+    experiment = _experiment(options)
     from repro.sizes import describe_sizes
 
     print(describe_sizes(experiment, only=options.sizes, pruned=options.baselines, as_json=options.json))
@@ -207,14 +206,14 @@ def _sizes(options: argparse.Namespace) -> int:
 
 
 def _extract(options: argparse.Namespace) -> int:
-    experiment, _ = _experiment(options)
+    experiment = _experiment(options)
     from repro.extraction import extract_subnet
 
     print(extract_subnet(experiment, size=options.size, seed=options.seed, out=options.out, onnx=options.onnx))
     return 0
 
 
-def _experiment(options: argparse.Namespace) -> tuple["Experiment", dict[str, "Method"]]:
+def _experiment(options: argparse.Namespace) -> "Experiment":
     """Loads the configuration and everything heavy; training steps that were set for this machine take the place of those written."""
     config = load_config(options.config, options.set)
     _quiet()
@@ -226,7 +225,7 @@ def _experiment(options: argparse.Namespace) -> tuple["Experiment", dict[str, "M
     places = Places(cache=options.cache or default_cache(), data_root=options.data_root, inception_weights=options.inception_weights)
     source = shlex.join(["--config", options.config, *(word for value in options.set for word in ("--set", value))])
     folders = {"results": options.results / config.name, "runs": options.runs / config.name}
-    return with_budget(Experiment(config=config, methods=METHODS, source=source, places=places, **folders)), METHODS
+    return with_budget(Experiment(config=config, methods=METHODS, source=source, places=places, **folders))
 
 
 def _quiet() -> None:
@@ -239,22 +238,12 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _known(names: list[str], known: list[str]) -> list[str]:
-    import difflib
-
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise ReproError(f"--methods {name}: no such method; did you mean '{near[0]}'? Known: {', '.join(known)}")
-    return names
-
-
 def _choose(options: argparse.Namespace) -> int:
     limits = {"params": options.max_params, "macs": options.max_macs}
     limits |= {"latency_ms": options.max_latency_ms, "memory_mb": options.max_memory_mb}
     if not options.out and (options.onnx or options.between):
         raise ReproError(f"{'--onnx' if options.onnx else '--between'}: goes with --out DIR")
-    experiment, _ = _experiment(options)
+    experiment = _experiment(options)
     from repro.choice_text import choice_text
     from repro.choosing import choose, measure_between, take
     from repro.harness.arithmetic import set_arithmetic

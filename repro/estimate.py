@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from repro.config import Config
-from repro.harness.cells import Cell, Experiment, Method
-from repro.harness.progress import duration
+from repro.harness.cells import Cell, Experiment
+from repro.harness.heartbeat import duration
 from repro.stages import Stage, stages
 from repro.throughput import Rate, Throughput, measure
 
@@ -95,13 +95,13 @@ class Estimate:
         return "tf32" if asked == "float32" and compute.tf32 and kind != "features" else asked
 
 
-def estimate(experiment: Experiment, methods: dict[str, Method], cells: list[Cell]) -> Estimate:
+def estimate(experiment: Experiment, cells: list[Cell]) -> Estimate:
     """Measures this machine and returns what cells that are still to be done take.
 
     Raises:
         ReproError: A batch does not fit the GPU's memory, or cannot be shared by the ranks.
     """
-    return Estimate(config=experiment.config, stages=stages(experiment, methods, cells), throughput=measure(experiment))
+    return Estimate(config=experiment.config, stages=stages(experiment, cells), throughput=measure(experiment))
 
 
 def disk_gb(parts: list[Stage]) -> float:

@@ -18,6 +18,7 @@ from repro.harness.distributed import device
 from repro.joint import joint_cell, load_supernet
 from repro.model_card import model_card
 from repro.planning import size_of
+from repro.size_text import size_text
 
 GRID = (4, 4)  # rows and columns of the sample images
 LEAST_SIDE = 64  # pixels of an image in the grid; smaller ones are enlarged without smoothing
@@ -41,8 +42,8 @@ def extract_subnet(experiment: Experiment, *, size: float, seed: int, out: Path,
         ReproError: The size is not a trained one, nothing has been trained yet, the folder is in the way, or the ONNX file is not equal.
     """
     if size not in experiment.config.sizes.trained:
-        known = ", ".join(f"{known:g}" for known in experiment.config.sizes.trained)
-        raise ReproError(f"--size {size:g}: not a trained size; use one of {known}")
+        known = ", ".join(map(size_text, experiment.config.sizes.trained))
+        raise ReproError(f"--size {size_text(size)}: not a trained size; use one of {known}")
     check_new(out)
     cell = Cell(method="ofa", size=size, seed=seed)
     supernet = load_supernet(experiment, joint_cell(cell))

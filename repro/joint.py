@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repro.config import Config, SamplingLaw
+from repro.config import Config
 from repro.errors import ReproError
 from repro.harness import distributed
 from repro.harness.cells import Cell, Experiment, Product, base_cell
@@ -21,7 +20,7 @@ from repro.harness.progress import CellProgress
 from repro.ofa.allocation import Plan, floor_units, kept_channels, rankings
 from repro.ofa.importance import Importance
 from repro.ofa.pipes import pipes_of
-from repro.ofa.sampling_law import Law, draw_sizes, draw_widths, loss_weight
+from repro.ofa.sampling_law import Law, Sandwich, draw_widths
 from repro.ofa.supernet import Supernet
 from repro.planning import plan_of, ranking_scores, score_base, scoring_pflop, size_of
 from repro.single import losses_of, train_alone
@@ -49,31 +48,23 @@ def joint_cell(cell: Cell, method: str = "ofa") -> Cell:
     return Cell(method=f"{method}_joint", size=None, seed=cell.seed)
 
 
-def check_shares(config: Config) -> None:
+def check_shares(config: Config, law: Law) -> None:
     """Makes sure that the subnets of a step can share its batch out evenly.
 
     Raises:
         ReproError: They cannot.
     """
-    law, batch_size = config.sampling_law, config.ofa_training.batch_size
-    count = _subnets_of_a_step(config)
+    batch_size, count = config.ofa_training.batch_size, _subnets_of_a_step(config, law)
     if batch_size // distributed.ranks() % count:
+        other = "sampling_law.sandwich_random" if isinstance(law, Sandwich) else "how many sizes the law draws"
         raise ReproError(
-            f"ofa_training.batch_size: the {count} subnets of a {law.law} step cannot share {batch_size} images among "
-            f"{distributed.ranks()} rank(s) evenly; make it a multiple of {count * distributed.ranks()}, or change "
-            "sampling_law.sandwich_random"
+            f"ofa_training.batch_size: the {count} subnets of a {type(law).__name__.lower()} step cannot share {batch_size} images among "
+            f"{distributed.ranks()} rank(s) evenly; make it a multiple of {count * distributed.ranks()}, or change {other}"
         )
 
 
-def _subnets_of_a_step(config: Config, law: Law | None = None) -> int:
-    if config.sizes.candidates == "open":
-        return 1
-    return len((law or _written(config.sampling_law))(config.sizes.trained, seed=0, step=0))
-
-
-def _written(settings: SamplingLaw) -> Law:
-    """Returns the sampling law that a configuration writes down."""
-    return partial(draw_sizes, law=settings.law, m=settings.m, sandwich_random=settings.sandwich_random)
+def _subnets_of_a_step(config: Config, law: Law) -> int:
+    return 1 if config.sizes.candidates == "open" else law.subnets(config.sizes.trained)
 
 
 def load_supernet(experiment: Experiment, joint: Cell) -> Supernet:
@@ -91,9 +82,10 @@ def load_supernet(experiment: Experiment, joint: Cell) -> Supernet:
     return Supernet(base, pipes_of(base), plan).eval()
 
 
-def make_joint(experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress, law: Law | None = None) -> Product:
-    """Trains the supernet, one run for all sizes; `law` draws them in place of the configuration's sampling law."""
-    config, settings = experiment.config, experiment.config.ofa_training
+def make_joint(experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress) -> Product:
+    """Trains the supernet, one run for all sizes, which its sampling law draws."""
+    config, settings, law = experiment.config, experiment.config.ofa_training, experiment.law_of(cell)
+    check_shares(config, law)
     base = load_model(experiment, base_cell(config, cell.seed)).to(distributed.device())
     pipes = pipes_of(base)
     report.stage("importance")
@@ -108,7 +100,7 @@ def make_joint(experiment: Experiment, cell: Cell, clock: Clock, report: CellPro
     if config.sizes.candidates == "open":
         draws = _open_set(experiment, supernet, scores, cell.seed)
     else:
-        draws = _chain(experiment, supernet, cell.seed, law or _written(config.sampling_law))
+        draws = _chain(experiment, supernet, cell.seed, law)
 
     def loss(module: nn.Module, batch: NoisyBatch, step: int) -> Tensor:
         drawn = draws(step)
@@ -138,13 +130,11 @@ def make_joint(experiment: Experiment, cell: Cell, clock: Clock, report: CellPro
 
 def _chain(experiment: Experiment, supernet: Supernet, seed: int, law: Law) -> Callable[[int], list[Draw]]:
     """Returns what a step trains where the candidates are the chain of the trained sizes (the paper's restricted set)."""
-    written = experiment.config.sampling_law
     macs = {size: count_macs(supernet.extract(size), experiment.image_shape).total for size in supernet.sizes}
 
     def draws(step: int) -> list[Draw]:
-        sizes = law(supernet.sizes, seed=seed, step=step)
-        weights = [loss_weight(size, supernet.sizes, law=written.law, m=written.m) for size in sizes]
-        return [Draw(subnet=size, macs=macs[size], weight=weight) for size, weight in zip(sizes, weights, strict=True)]
+        sizes = law.draw(supernet.sizes, seed=seed, step=step)
+        return [Draw(subnet=size, macs=macs[size], weight=law.weight(size, supernet.sizes)) for size in sizes]
 
     return draws
 

@@ -149,7 +149,14 @@ def _varied(sizes: Callable[[Config], tuple[Any, ...]], variant: Variant | None)
 
 
 def trained_once(name: str, summary: str, variant: Variant | None = None, law: Law | None = None) -> list[Method]:
-    """Returns a method that trains one supernet for all sizes, and its joint training run; `law` draws the sizes of its steps."""
+    """Returns a method that trains one supernet for all sizes, and its joint training run.
+
+    Args:
+        name: What the user types.
+        summary: One line for the help.
+        variant: What it changes of another method.
+        law: The sampling law in place of the configuration's.
+    """
 
     def needs_joint(_config: Config, cell: Cell) -> tuple[Cell, ...]:
         return (joint_cell(cell, name),)
@@ -158,13 +165,14 @@ def trained_once(name: str, summary: str, variant: Variant | None = None, law: L
         name=f"{name}_joint",
         summary=f"{summary}: the one training run for all sizes",
         sizes=_varied(_sizeless, variant),
-        make=partial(make_joint, law=law),
+        make=make_joint,
         needs=_needs_base,
         budget=lambda _config: "ofa_training",
         judged=False,
         scores="formula4",
         prunes="pipes",
         variant=variant,
+        law=law,
     )
     subnets = Method(
         name=name,
@@ -228,8 +236,20 @@ def trained_alone(name: str, recipe: str, summary: str, variant: Variant | None 
 
 
 CONTROLS = [
-    Method(name="floor", summary="one half of the real images against the other", sizes=_sizeless, make=_make_floor),
-    Method(name="noise", summary="uniform noise against the real images", sizes=_sizeless, make=_make_noise),
+    Method(
+        name="floor",
+        summary="one half of the real images against the other",
+        sizes=_sizeless,
+        make=_make_floor,
+        pixels=lambda _settings, reference: 2 * (reference // 2),
+    ),
+    Method(
+        name="noise",
+        summary="uniform noise against the real images",
+        sizes=_sizeless,
+        make=_make_noise,
+        pixels=lambda settings, _reference: settings.samples,
+    ),
     Method(
         name="untrained",
         summary="a size of the base by the method's plan, without training",

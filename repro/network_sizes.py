@@ -18,6 +18,7 @@ from repro.harness.reading import read_json
 from repro.ofa.allocation import make_plan
 from repro.ofa.pipes import Pipe, pipes_of
 from repro.ofa.supernet import Supernet
+from repro.size_text import size_text
 
 NETWORKS = SHIPPED / "networks"
 CLASSES = {network.__name__: network for network in (UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel)}
@@ -39,7 +40,7 @@ def describe_network(name: str, *, only: Sequence[float] | None, rule: str | Non
     """
     for size in only or []:
         if not 0 < size <= 1:
-            raise ReproError(f"--sizes {size:g}: a size must lie in (0, 1]")
+            raise ReproError(f"--sizes {size_text(size)}: a size must lie in (0, 1]")
     model = _on_meta(_config_path(name))
     pipes, settings = pipes_of(model), Allocation(rule=rule or "uniform")
     sizes = tuple(sorted(only or REPORTED, reverse=True))

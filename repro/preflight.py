@@ -9,12 +9,13 @@ from pathlib import Path
 from repro.errors import ReproError
 from repro.estimate import Estimate, disk_gb
 from repro.harness import distributed
-from repro.harness.cells import Cell, Experiment, Method, base_cell
+from repro.harness.cells import Cell, Experiment, base_cell
 from repro.harness.cost import count_params
 from repro.harness.experiment import is_made
+from repro.harness.heartbeat import duration
 from repro.harness.inception import LAYERS, inception_layer
 from repro.harness.pretrained import load_pretrained
-from repro.harness.progress import duration, say
+from repro.harness.progress import say
 from repro.harness.provenance import device_name
 from repro.joint import check_shares
 from repro.stages import BUDGETS, GB, Stage, stages, unfinished
@@ -25,12 +26,11 @@ LONG_HOURS = 24.0
 RECORD_GB = 2e-4  # a record and its strip of samples
 
 
-def preflight(experiment: Experiment, methods: dict[str, Method], cells: list[Cell], *, yes: bool) -> float:
+def preflight(experiment: Experiment, cells: list[Cell], *, yes: bool) -> float:
     """Says what cells will take and checks what they need; nothing is written but downloads.
 
     Args:
-        experiment: The configuration and its folders.
-        methods: Every method by name.
+        experiment: The configuration, its methods and its folders.
         cells: What is to be run; what is done already is left out.
         yes: Whether to go on however long it takes.
 
@@ -44,8 +44,8 @@ def preflight(experiment: Experiment, methods: dict[str, Method], cells: list[Ce
     if not todo:
         return 0.0
     begun = time.monotonic()
-    _check_ranks(experiment, methods, todo)
-    work = stages(experiment, methods, todo)
+    _check_ranks(experiment, todo)
+    work = stages(experiment, todo)
     if sum(stage.pflop for stage in work) >= SMALL_PFLOP:
         _confirm(Estimate(config=experiment.config, stages=work, throughput=measure(experiment)), yes=yes)
     unpaid = time.monotonic() - begun
@@ -82,10 +82,10 @@ def _agreed(question: str) -> bool:
         return False
 
 
-def _check_ranks(experiment: Experiment, methods: dict[str, Method], cells: list[Cell]) -> None:
+def _check_ranks(experiment: Experiment, cells: list[Cell]) -> None:
     """Makes sure that every batch which is still to be trained on can be shared by the ranks, and by the subnets of a step."""
     config, ranks = experiment.config, distributed.ranks()
-    used = {methods[cell.method].budget(config) for cell in cells if not is_made(experiment, cell)}
+    used = {experiment.method_of(cell).budget(config) for cell in cells if not is_made(experiment, cell)}
     in_play = {key: getattr(config, key).batch_size for key in BUDGETS if key in used}
     if config.evaluation.metric == "fid_classifier":
         in_play["classifier"] = config.classifier.batch_size
@@ -93,8 +93,8 @@ def _check_ranks(experiment: Experiment, methods: dict[str, Method], cells: list
         if batch_size % ranks:
             raise ReproError(f"{key}.batch_size: {batch_size} images cannot be shared by {ranks} ranks; make it a multiple of {ranks}")
     for cell in cells:
-        if methods[cell.method].budget(config) == "ofa_training":
-            check_shares(experiment.config_of(cell))
+        if experiment.method_of(cell).budget(config) == "ofa_training":
+            check_shares(experiment.config_of(cell), experiment.law_of(cell))
 
 
 def _check_disk(experiment: Experiment, work: list[Stage], cells: list[Cell]) -> None:

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from repro.errors import ReproError
-from repro.harness.cells import Cell, Experiment, Method, state_of
+from repro.harness.cells import Cell, Experiment, state_of
 from repro.harness.experiment import cells_to_run, check_writable, work_of
 from repro.harness.progress import bar_style, say
 from repro.launch import MODULE, POLL_SEC, ended_with_this, last_words, start, threads_for
@@ -26,18 +26,14 @@ class Lane:
 
 def cell_arguments(shared: Sequence[str], cell: Cell) -> list[str]:
     """Returns what comes after `python -m repro` to run one cell, given the words that all cells share."""
-    size = [] if cell.size is None else ["--sizes", f"{cell.size:g}"]
-    return ["run", *shared, "--methods", cell.method, *size, "--seeds", str(cell.seed), "--yes"]
+    return ["run", *shared, *cell.words(), "--yes"]
 
 
-def run_side_by_side(
-    experiment: Experiment, methods: dict[str, Method], cells: list[Cell], shared: Sequence[str], *, count: int, ranks: int
-) -> int:
+def run_side_by_side(experiment: Experiment, cells: list[Cell], shared: Sequence[str], *, count: int, ranks: int) -> int:
     """Runs cells in processes of their own, the longest first among those whose needs are met; returns 1 where one failed, else 0.
 
     Args:
-        experiment: The configuration and its folders.
-        methods: Every method by name.
+        experiment: The configuration, its methods and its folders.
         cells: What to run, each after those it needs.
         shared: The words of the command that all cells share.
         count: How many at a time.
@@ -48,10 +44,10 @@ def run_side_by_side(
     """
     lanes = _lanes(count, ranks)
     check_writable(experiment)
-    todo = cells_to_run(experiment, methods, cells)
+    todo = cells_to_run(experiment, cells)
     if len(todo) < len(cells):
         say(f"{len(cells) - len(todo)} of {len(cells)} cells are done already and skipped")
-    work = {cell: work_of(experiment, methods[cell.method], cell) for cell in todo}
+    work = {cell: work_of(experiment, cell) for cell in todo}
     waiting, failed = sorted(todo, key=lambda cell: -work[cell]), set[Cell]()
     running: dict[Cell, tuple[subprocess.Popen[bytes], Lane]] = {}
     processes: list[subprocess.Popen[bytes]] = []
@@ -66,7 +62,7 @@ def run_side_by_side(
                     if not _ended_well(experiment, cell, process.returncode, f"[{len(todo) - len(waiting) - len(running)}/{len(todo)}]"):
                         failed.add(cell)
             for cell in list(waiting):
-                needs = set(methods[cell.method].needs(experiment.config, cell))
+                needs = set(experiment.needs(cell))
                 if needs & failed:
                     waiting.remove(cell)
                     failed.add(cell)

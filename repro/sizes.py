@@ -20,6 +20,7 @@ from repro.harness.progress import say
 from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
 from repro.planning import equal_importance, params_at, plan_of, score_base
+from repro.size_text import size_text
 
 FOOTNOTE = "* evaluated and reported. MACs: one forward pass on one image, with attention's matrix products, and without."
 PRUNED = "Independent pruning to the same parameter size (the whole network, so that its MACs differ)"
@@ -43,7 +44,7 @@ def describe_sizes(experiment: Experiment, *, only: Sequence[float] | None, prun
     """
     for asked in only or []:
         if asked not in experiment.config.sizes.trained:
-            raise ReproError(f"--sizes {asked:g}: not a trained size; add it with --set sizes.trained")
+            raise ReproError(f"--sizes {size_text(asked)}: not a trained size; add it with --set sizes.trained")
     config = experiment.config
     cell = base_cell(config, 0)
     if is_made(experiment, cell):
@@ -83,7 +84,7 @@ def describe_sizes(experiment: Experiment, *, only: Sequence[float] | None, prun
 
 def _pruned_row(experiment: Experiment, size: float) -> dict[str, Any]:
     """Prunes a base to a size, as every baseline does: the criterion decides which channels go, not how many."""
-    say(f"pruning to size {size:g} ...", to_stderr=True)
+    say(f"pruning to size {size_text(size)} ...", to_stderr=True)
     base = build_base(experiment.config.denoiser, seed=0).eval()
     channels, height, width = experiment.image_shape
     example = (torch.zeros(1, channels, height, width), torch.zeros(1))
@@ -125,13 +126,13 @@ def _pruned_lines(rows: list[dict[str, Any]]) -> list[str]:
             for near in row["published"]
         )
         counts = f"{row['params']:>12,} {row['macs']:>15,} {row['macs_conv_linear']:>15,} {row['macs_torch_pruning']:>15,}"
-        lines.append(f"{row['size']:>7g} {counts}  {beside}".rstrip())
+        lines.append(f"{size_text(row['size']):>7} {counts}  {beside}".rstrip())
     return lines
 
 
 def _row(row: dict[str, Any]) -> str:
     widths = " ".join(str(width) for width in row["widths"].values())
-    size = f"{row['size']:g}{'*' if row['reported'] else ' '}"
+    size = f"{size_text(row['size'])}{'*' if row['reported'] else ' '}"
     return _line(size, f"{row['realised']:.4f}", f"{row['params']:,}", f"{row['macs']:,}", f"{row['macs_conv_linear']:,}", widths)
 
 

@@ -3,14 +3,14 @@
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from repro.budget import is_unset
 from repro.config import Config
 from repro.errors import INTERRUPTED, ReproError
 from repro.execution import Cluster
-from repro.harness.cells import Cell, Experiment, Method
+from repro.harness.cells import Cell, Experiment
 from repro.harness.storage import write_atomically
 from repro.stages import BUDGETS
 
@@ -92,12 +92,11 @@ submit() {{
 """
 
 
-def write_slurm(experiment: Experiment, methods: Mapping[str, Method], cells: list[Cell], folder: Path, arguments: Sequence[str]) -> Path:
+def write_slurm(experiment: Experiment, cells: list[Cell], folder: Path, arguments: Sequence[str]) -> Path:
     """Writes `cells.sbatch`, a job array with one index for each cell, and `submit.sh`; submits nothing and returns the latter's path.
 
     Args:
-        experiment: The configuration, whose section `cluster` says what a cell gets.
-        methods: Every method by name.
+        experiment: The configuration, whose section `cluster` says what a cell gets, and its methods.
         cells: What is yet to be made, each after those it needs; what is not among them is done.
         folder: Where the scripts and the logs of the jobs go.
         arguments: The words of the command that all cells share, such as `--config cifar10`; paths are those of the current folder.
@@ -121,7 +120,7 @@ def write_slurm(experiment: Experiment, methods: Mapping[str, Method], cells: li
     _check_path(Path.cwd(), "run the command from another folder")
     script, submit = folder / SCRIPT, folder / SUBMIT
     write_atomically(script, _script(experiment, cells, folder, arguments).encode())
-    text = SUBMIT_TEXT.format(script=SCRIPT, submissions="\n\n".join(_submissions(experiment, methods, cells)))
+    text = SUBMIT_TEXT.format(script=SCRIPT, submissions="\n\n".join(_submissions(experiment, cells)))
 
     def fill(path: Path) -> None:
         path.write_text(text)
@@ -155,7 +154,7 @@ def _script(experiment: Experiment, cells: list[Cell], folder: Path, arguments: 
         directives="\n".join(f"#SBATCH {option}" for option in _options(experiment.config.name, cluster, folder)),
         setup="\n".join(cluster.setup) or _this_python(),
         shared=shlex.join(["python", "-m", "repro", "run", *arguments]),
-        cases="\n".join(_case(experiment, index, cell) for index, cell in enumerate(cells, 1)),
+        cases="\n".join(_case(index, cell) for index, cell in enumerate(cells, 1)),
         count=len(cells),
         first_port=FIRST_PORT,
         ports=PORTS,
@@ -210,19 +209,16 @@ def _this_python() -> str:
     return f'# cluster.setup is empty: the Python that wrote this file.\nexport PATH={folder}:"$PATH"'
 
 
-def _case(experiment: Experiment, index: int, cell: Cell) -> str:
-    words = ["--methods", cell.method]
-    if cell.size in experiment.config.sizes.reported:  # the base may have another, which --sizes does not take
-        words += ["--sizes", f"{cell.size:g}"]
-    return f"  {index}) cell=({shlex.join([*words, '--seeds', str(cell.seed)])}) ;; # {cell.name}"
+def _case(index: int, cell: Cell) -> str:
+    return f"  {index}) cell=({shlex.join(cell.words())}) ;; # {cell.name}"
 
 
-def _submissions(experiment: Experiment, methods: Mapping[str, Method], cells: list[Cell]) -> list[str]:
+def _submissions(experiment: Experiment, cells: list[Cell]) -> list[str]:
     """Returns the calls of sbatch, one for each set of needed cells; whatever a cell needs comes in an earlier one."""
     index_of = {cell: index for index, cell in enumerate(cells, 1)}
     groups: dict[tuple[int, ...], list[int]] = {}
     for cell, index in index_of.items():
-        needed = methods[cell.method].needs(experiment.config, cell)
+        needed = experiment.needs(cell)
         groups.setdefault(tuple(sorted(index_of[other] for other in needed if other in index_of)), []).append(index)
     job_of: dict[int, str] = {}
     calls = []

@@ -19,7 +19,6 @@ from repro.harness.denoiser import build_base
 from repro.harness.diffusion import sampling_timesteps
 from repro.harness.experiment import is_made
 from repro.ofa.pipes import pipes_of
-from repro.ofa.sampling_law import expected_shares
 from repro.planning import equal_importance, params_at, plan_of
 
 # MACs of one image at 299 x 299 up to the layer: torch-fidelity 0.4.0's network under torch's FlopCounterMode on the meta device.
@@ -87,12 +86,11 @@ def unfinished(experiment: Experiment, cells: list[Cell]) -> list[Cell]:
     return [cell for cell in cells if state_of(experiment, cell)[0] != "done"]
 
 
-def stages(experiment: Experiment, methods: dict[str, Method], cells: list[Cell], *, afresh: bool = False) -> list[Stage]:
+def stages(experiment: Experiment, cells: list[Cell], *, afresh: bool = False) -> list[Stage]:
     """Lists what is to be computed for cells, in the order in which it is.
 
     Args:
-        experiment: The configuration and its folders.
-        methods: Every method by name.
+        experiment: The configuration, its methods and its folders.
         cells: What is to be done. What an interrupted cell has behind it is not taken off.
         afresh: Whether networks that lie in the runs folder count as well.
     """
@@ -101,13 +99,13 @@ def stages(experiment: Experiment, methods: dict[str, Method], cells: list[Cell]
     for name in dict.fromkeys(cell.method for cell in cells):
         mine = [cell for cell in cells if cell.method == name]
         to_make = [cell for cell in mine if afresh or not is_made(experiment, cell)]
-        method, config = methods[name], experiment.config_of(mine[0])
+        method, config = experiment.method_of(mine[0]), experiment.config_of(mine[0])
         costs = pruned if method.prunes == "network" else own
         if set(config.sizes.trained) - own.macs.keys():
             costs = costs_of(experiment.of(mine[0]), config.allocation.rule)
-        rows += [_scoring(config, method, to_make, own.macs[1.0]), _training(config, method, to_make, costs)]
+        rows += [_scoring(config, method, to_make, own.macs[1.0]), _training(experiment, method, to_make, costs)]
         rows += [_sampling(experiment, mine, costs)] if method.judged else []
-    judged = [cell for cell in cells if methods[cell.method].judged]
+    judged = [cell for cell in cells if experiment.method_of(cell).judged]
     rows += [_classifier(experiment, judged), _features(experiment, judged), _other(cells, own)]
     return [row for row in rows if row.images or row.seconds or row.kept_gb]
 
@@ -159,23 +157,17 @@ def _scoring(config: Config, method: Method, cells: list[Cell], macs: float) -> 
     return Stage(name=title, kind="training", images=images, passes=images, pflop=work(macs, images))
 
 
-def _training(config: Config, method: Method, cells: list[Cell], costs: Costs) -> Stage:
+def _training(experiment: Experiment, method: Method, cells: list[Cell], costs: Costs) -> Stage:
     """The training of a method's cells, and the networks that they leave; a teacher's forward pass is a third of a training step's."""
-    params = [
-        costs.params[1.0 if cell.size is None else cell.size]
-        for cell in cells
-        if cell.method not in ("floor", "noise") and method.scores != "diff_pruning"
-    ]
+    config = method.config(experiment.written or experiment.config)
+    leaves_networks = method.pixels is None and method.scores != "diff_pruning"
+    params = [costs.params[1.0 if cell.size is None else cell.size] for cell in cells if leaves_networks]
     kept, section = 4 * sum(params) / GB, method.budget(config)
     if not section:
         return Stage(name=f"{method.name}: networks", kind="other", kept_gb=kept)
     settings: Training = getattr(config, section)
     images = settings.steps * settings.batch_size
-    law = config.sampling_law
-    joint = expected_shares(config.sizes.trained, law=law.law, m=law.m, k=law.sandwich_random)
-    if config.sizes.candidates == "open":  # every width alike, from the floor to the whole: on average the middle
-        joint = {max(config.sizes.trained): 0.5, min(config.sizes.trained): 0.5}
-    shares = [joint if cell.size is None else {cell.size: 1.0} for cell in cells]
+    shares = [_joint_shares(experiment, cell) if cell.size is None else {cell.size: 1.0} for cell in cells]
     taught = costs.macs[1.0] / 3 if settings.distillation else 0.0
     return Stage(
         name=f"{method.name}: training",
@@ -188,6 +180,14 @@ def _training(config: Config, method: Method, cells: list[Cell], costs: Costs) -
         passing_gb=(config.execution.checkpoints_kept + 1) * 4 * CHECKPOINT_TENSORS * max(params, default=0) / GB,
         budget=section,
     )
+
+
+def _joint_shares(experiment: Experiment, cell: Cell) -> dict[float, float]:
+    """Returns the share of a joint run's images that each size sees."""
+    sizes = experiment.config_of(cell).sizes
+    if sizes.candidates == "open":  # every width alike, from the floor to the whole: on average the middle
+        return {max(sizes.trained): 0.5, min(sizes.trained): 0.5}
+    return experiment.law_of(cell).shares(sizes.trained)
 
 
 def _sampling(experiment: Experiment, cells: list[Cell], costs: Costs) -> Stage:
@@ -216,9 +216,9 @@ def _features(experiment: Experiment, judged: list[Cell]) -> Stage:
     """Every set that is judged, and the reference once, which is kept."""
     settings = experiment.config.evaluation
     reference = min(settings.reference_images or training_images(experiment), training_images(experiment))
-    seen = {"floor": 2 * (reference // 2), "noise": settings.samples}
     each = settings.samples * len(settings.sampling_seeds)
-    images = (reference if judged else 0) + sum(seen.get(cell.method, each) for cell in judged)
+    own = [experiment.method_of(cell).pixels for cell in judged]
+    images = (reference if judged else 0) + sum(each if pixels is None else pixels(settings, reference) for pixels in own)
     macs = INCEPTION_MACS.get(settings.metric) or _classifier_macs(experiment)
     kept = 4 * reference * INCEPTION_FEATURES.get(settings.metric, 0) / GB
     return Stage(

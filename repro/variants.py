@@ -4,6 +4,7 @@ A variant is a method with cells of its own whose configuration differs at the k
 configuration has that value already, has no cells.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -16,7 +17,7 @@ from repro.harness.cost import count_macs, pipe_macs
 from repro.harness.denoiser import build_base
 from repro.networks import Denoiser, image_shape
 from repro.ofa.pipes import pipes_of
-from repro.ofa.sampling_law import expected_shares
+from repro.ofa.sampling_law import Law, named_law
 
 METHOD = "method"  # the factor of a variant that is a method of its own: tables show it beside the others
 DISTILLATION = 0.5
@@ -29,21 +30,20 @@ def chain(config: Config, count: int) -> tuple[float, ...]:
     return tuple(sorted(even | set(config.sizes.reported), reverse=True))
 
 
-def compute_ratio(config: Config) -> float:
+def compute_ratio(config: Config, law: Law | None = None) -> float:
     """Returns how many times the compute of one joint run the independent runs of all reported sizes take, by analytic training work.
 
     MACs are taken as affine in P, the same for both sides: whole - (1 - P) * internal. What scores the channels counts on both sides too:
-    Formula 4 takes a forward and one backward pass, 2/3 of a training image's work, and Diff-Pruning's pass a training image's.
+    Formula 4 takes a forward and one backward pass, 2/3 of a training image's work, and Diff-Pruning's pass a training image's. `law`
+    stands in for the configuration's.
     """
-    alone, joint, scoring, formula4 = compute(config)
+    alone, joint, scoring, formula4 = compute(config, law)
     return (alone + scoring) / (joint + formula4)
 
 
-def compute(config: Config) -> tuple[float, float, float, float]:
+def compute(config: Config, law: Law | None = None) -> tuple[float, float, float, float]:
     """Returns the MACs, times images, of all independent training runs, of the joint run, of Diff-Pruning's scoring and of Formula 4."""
-    shares = expected_shares(
-        config.sizes.trained, law=config.sampling_law.law, m=config.sampling_law.m, k=config.sampling_law.sandwich_random
-    )
+    shares = (law or named_law(**dataclasses.asdict(config.sampling_law))).shares(config.sizes.trained)
     whole, internal = _macs(config.denoiser)
     joint = sum(share * (whole - (1 - size) * internal) for size, share in shares.items())
     alone = sum(whole - (1 - size) * internal for size in config.sizes.reported)

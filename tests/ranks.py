@@ -22,9 +22,10 @@ from repro.harness.data import digits
 from repro.harness.denoiser import build_base
 from repro.harness.diffusion import NoisyBatch, NoisyBatches, image_losses, noise_schedule, predictor
 from repro.harness.training import Run, train
+from repro.methods import METHODS
 from repro.ofa.allocation import make_plan
 from repro.ofa.pipes import pipes_of
-from repro.ofa.sampling_law import draw_sizes
+from repro.ofa.sampling_law import named_law
 from repro.ofa.supernet import Supernet
 from repro.planning import score_base
 
@@ -64,7 +65,7 @@ def network(config: Config, kind: str) -> torch.nn.Module:
 
 
 def sizes_of(kind: str, step: int) -> tuple[float, ...]:
-    return draw_sizes(SIZES, law=kind, m=3.0, sandwich_random=1, seed=1, step=step)
+    return named_law(kind, m=3.0, sandwich_random=1).draw(SIZES, seed=1, step=step)
 
 
 def run_of(config: Config, kind: str, batch_size: int = 8, folder: Path | None = None, accumulation: int = 1) -> Run:
@@ -92,7 +93,7 @@ def run_of(config: Config, kind: str, batch_size: int = 8, folder: Path | None =
 def scored(config: Config) -> Experiment:
     """An experiment whose importance is asked for: 7 batches, so that ranks have different numbers of them."""
     settings = replace(config.importance, images=56, batch_size=8)
-    return Experiment(config=replace(config, importance=settings), results=Path(), runs=Path(), source="")
+    return Experiment(config=replace(config, importance=settings), results=Path(), runs=Path(), source="", methods=METHODS)
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -14,7 +14,6 @@ from repro.cli import main
 from repro.config import load_config
 from repro.errors import ReproError
 from repro.estimate import Estimate
-from repro.methods import METHODS
 from repro.stages import BUDGETS, stages
 from repro.throughput import Rate
 
@@ -36,11 +35,11 @@ def steps_of(config):
 
 
 def test_steps_fill_the_hours_and_keep_their_proportions(timed):
-    found = set_budget(timed, METHODS, keep=True)
+    found = set_budget(timed, keep=True)
     steps = steps_of(found.config)
     assert all(count % 100 == 0 for count in steps.values())
     cells = cells_of(timed.config, BUDGETED)
-    hours = Estimate(config=found.config, stages=stages(found, METHODS, cells), throughput=budget.measure(found)).total_wall_hours()
+    hours = Estimate(config=found.config, stages=stages(found, cells), throughput=budget.measure(found)).total_wall_hours()
     assert 0.98 * HOURS < hours <= HOURS
     factor = steps["base_training"] / 4000
     assert factor > 2
@@ -49,7 +48,7 @@ def test_steps_fill_the_hours_and_keep_their_proportions(timed):
 
 
 def test_only_the_steps_change(timed):
-    found = set_budget(timed, METHODS, keep=True).config
+    found = set_budget(timed, keep=True).config
     assert found.hours == HOURS
     changed = {section: dataclasses.replace(getattr(found, section), steps=1) for section in BUDGETS}
     written = {section: dataclasses.replace(getattr(timed.config, section), steps=1) for section in BUDGETS}
@@ -57,17 +56,17 @@ def test_only_the_steps_change(timed):
 
 
 def test_half_the_hours_give_less_than_half_the_steps(timed, tmp_path):
-    whole = steps_of(set_budget(timed, METHODS, keep=False).config)["base_training"]
+    whole = steps_of(set_budget(timed, keep=False).config)["base_training"]
     less = dataclasses.replace(timed, config=dataclasses.replace(timed.config, hours=HOURS / 2))
-    assert 0.3 * whole < steps_of(set_budget(less, METHODS, keep=False).config)["base_training"] < 0.5 * whole
+    assert 0.3 * whole < steps_of(set_budget(less, keep=False).config)["base_training"] < 0.5 * whole
 
 
 def test_budget_is_kept_and_used_again_without_measuring(timed, monkeypatch):
-    found = set_budget(timed, METHODS, keep=True)
+    found = set_budget(timed, keep=True)
     monkeypatch.setattr(budget, "measure", lambda _experiment: pytest.fail("measured again"))
     assert with_budget(timed).config == found.config
     assert with_budget(timed).config.sha256() == found.config.sha256() != timed.config.sha256()
-    assert set_budget(with_budget(timed), METHODS, keep=True).config == found.config
+    assert set_budget(with_budget(timed), keep=True).config == found.config
     kept = tomllib.loads((timed.results / "budget.toml").read_text())
     assert kept["steps"] == steps_of(found.config)
     assert (kept["hours"], kept["device"], kept["ranks"], kept["training_img_per_sec"]) == (HOURS, "a device", 1, 10)
@@ -76,15 +75,15 @@ def test_budget_is_kept_and_used_again_without_measuring(timed, monkeypatch):
 
 
 def test_what_lies_in_the_runs_folder_does_not_change_the_budget(timed):
-    first = set_budget(timed, METHODS, keep=False).config
+    first = set_budget(timed, keep=False).config
     for cell in cells_of(timed.config, BUDGETED):
         timed.folder(cell).mkdir(parents=True)
         (timed.folder(cell) / "made.json").touch()
-    assert set_budget(timed, METHODS, keep=False).config == first
+    assert set_budget(timed, keep=False).config == first
 
 
 def test_estimate_keeps_nothing(timed):
-    set_budget(timed, METHODS, keep=False)
+    set_budget(timed, keep=False)
     assert not timed.results.exists()
     assert with_budget(timed) is timed
 
@@ -92,13 +91,13 @@ def test_estimate_keeps_nothing(timed):
 def test_steps_stay_as_written_without_hours(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "measure", lambda _experiment: pytest.fail("measured"))
     this = experiment(tiny, tmp_path)
-    assert with_budget(this) is set_budget(this, METHODS, keep=True) is this
+    assert with_budget(this) is set_budget(this, keep=True) is this
     assert not any(tmp_path.iterdir())
 
 
 def test_no_training_gets_less_than_a_hundred_steps(timed):
     config = dataclasses.replace(timed.config, baseline_training=dataclasses.replace(timed.config.baseline_training, steps=1))
-    assert steps_of(set_budget(dataclasses.replace(timed, config=config), METHODS, keep=False).config)["baseline_training"] == 100
+    assert steps_of(set_budget(dataclasses.replace(timed, config=config), keep=False).config)["baseline_training"] == 100
 
 
 @pytest.mark.parametrize("on_gpu", [True, False])
@@ -108,7 +107,7 @@ def test_hours_that_leave_too_little_for_training_are_refused(timed, monkeypatch
     )
     monkeypatch.setattr(budget, "measure", lambda _experiment: slow)
     with pytest.raises(ReproError, match=r"hours = 2: .* lower evaluation.samples or raise hours") as refused:
-        set_budget(timed, METHODS, keep=True)
+        set_budget(timed, keep=True)
     assert ("no GPU" in str(refused.value)) != on_gpu
     assert "ofa: sampling" in capsys.readouterr().out
     assert not timed.results.exists()
@@ -128,7 +127,7 @@ def test_hours_that_leave_too_little_for_training_are_refused(timed, monkeypatch
     ],
 )
 def test_damaged_budget_is_refused_and_kept(timed, text):
-    set_budget(timed, METHODS, keep=True)
+    set_budget(timed, keep=True)
     path = timed.results / "budget.toml"
     whole = path.read_text()
     line = next(line for line in whole.splitlines() if line.startswith("base_training = "))
@@ -141,7 +140,7 @@ def test_damaged_budget_is_refused_and_kept(timed, text):
 
 
 def test_budget_of_another_configuration_is_refused(timed):
-    set_budget(timed, METHODS, keep=True)
+    set_budget(timed, keep=True)
     other = dataclasses.replace(timed.config, evaluation=dataclasses.replace(timed.config.evaluation, samples=41))
     with pytest.raises(ReproError, match=r"budget\.toml: made for another configuration; delete it"):
         with_budget(dataclasses.replace(timed, config=other))
@@ -150,7 +149,7 @@ def test_budget_of_another_configuration_is_refused(timed):
 def test_shipped_hour_is_a_budget_of_this_kind(tmp_path):
     config = load_config("cifar10_short")
     assert config.hours == 1
-    assert all(stage.budget in ("", *BUDGETS) for stage in stages(experiment(config, tmp_path), METHODS, cells_of(config, BUDGETED)))
+    assert all(stage.budget in ("", *BUDGETS) for stage in stages(experiment(config, tmp_path), cells_of(config, BUDGETED)))
 
 
 def test_run_measures_once_and_every_later_command_reads_the_steps(tmp_path, capsys):

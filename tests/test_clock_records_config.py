@@ -15,8 +15,8 @@ import pytest
 from repro.config import load_config
 from repro.errors import BusyError, ReproError, RunError
 from repro.harness.clock import PHASES, Clock, device_hours, training_overhead
+from repro.harness.heartbeat import read_heartbeat
 from repro.harness.lock import held, holder
-from repro.harness.progress import read_heartbeat
 from repro.harness.records import read_record, read_records, record_path, write_record
 from repro.harness.storage import sha256_of_file, write_atomically
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,12 +17,12 @@ from repro.estimate import Estimate
 from repro.harness.cells import Cell, Experiment, plan_cells
 from repro.harness.cost import count_macs, count_params
 from repro.harness.denoiser import build_base
+from repro.harness.heartbeat import duration
 from repro.harness.places import Places
-from repro.harness.progress import duration
 from repro.harness.records import write_record
 from repro.methods import METHODS
 from repro.ofa.pipes import pipes_of
-from repro.ofa.sampling_law import draw_sizes, expected_shares
+from repro.ofa.sampling_law import named_law
 from repro.ofa.supernet import Supernet
 from repro.planning import equal_importance, plan_of
 from repro.stages import Stage, costs_of, unfinished
@@ -44,18 +45,17 @@ HERE = Throughput(
 
 
 def experiment(config, tmp_path):
-    return Experiment(
-        config=config, results=tmp_path / "results", runs=tmp_path / "runs", source="", places=Places(cache=tmp_path / "cache")
-    )
+    folders = {"results": tmp_path / "results", "runs": tmp_path / "runs", "places": Places(cache=tmp_path / "cache")}
+    return Experiment(config=config, methods=METHODS, source="", **folders)
 
 
 def cells_of(config, names=NAMES, seeds=(0,)):
-    return plan_cells(config, METHODS, list(names), None, list(seeds))
+    return plan_cells(experiment(config, Path()), list(names), None, list(seeds))
 
 
 def work(config, tmp_path, names=NAMES, seeds=(0,)):
     """Returns the stages by name."""
-    return {stage.name: stage for stage in stages.stages(experiment(config, tmp_path), METHODS, cells_of(config, names, seeds))}
+    return {stage.name: stage for stage in stages.stages(experiment(config, tmp_path), cells_of(config, names, seeds))}
 
 
 # What a size costs
@@ -79,7 +79,7 @@ def test_macs_of_the_cifar10_network(tiny, tmp_path):
     network = dataclasses.replace(tiny.network, **CIFAR10_NETWORK, layers_per_block=2, norm_num_groups=32, attention_head_dim=0)
     config = dataclasses.replace(tiny, network=network)
     costs = costs_of(experiment(config, tmp_path), "uniform")
-    assert costs.macs[1.0] == pytest.approx(6.222e9, rel=1e-3)  # method.md, section 7
+    assert costs.macs[1.0] == pytest.approx(6.222e9, rel=1e-3)  # 6.1 G without attention's products (Diff-Pruning, Table 1)
     assert costs.params[0.5] == pytest.approx(20.25e6, rel=1e-3)
     with torch.device("meta"):
         base = build_base(network, seed=0)
@@ -99,7 +99,11 @@ LAWS = [
 
 
 def shares_of(sizes, law):
-    return expected_shares(sizes, law=law.law, m=law.m, k=law.sandwich_random)
+    return law_of(law).shares(sizes)
+
+
+def law_of(settings):
+    return named_law(**dataclasses.asdict(settings))
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -107,7 +111,7 @@ def test_expected_shares_of_the_images_are_those_of_the_law(tiny, law):
     sizes, steps = tiny.sizes.trained, 20_000
     seen = Counter()
     for step in range(steps):
-        drawn = draw_sizes(sizes, **dataclasses.asdict(law), seed=0, step=step)
+        drawn = law_of(law).draw(sizes, seed=0, step=step)
         for size in drawn:
             seen[size] += 1 / len(drawn)  # they share the batch out among them
     expected = shares_of(sizes, law)
@@ -121,7 +125,7 @@ def test_sandwich_of_one_or_two_sizes_shares_the_images_evenly():
     law = SamplingLaw(law="sandwich")
     for trained in ((1.0,), (1.0, 0.5)):
         assert shares_of(trained, law) == dict.fromkeys(trained, 1 / len(trained))
-        assert Counter(draw_sizes(trained, **dataclasses.asdict(law), seed=0, step=0)) == dict.fromkeys(trained, 1)
+        assert Counter(law_of(law).draw(trained, seed=0, step=0)) == dict.fromkeys(trained, 1)
 
 
 @pytest.mark.parametrize(("metric", "layer"), [("fid", "2048"), ("fid768", "768")])
@@ -220,10 +224,10 @@ def test_what_is_done_or_made_is_left_out(tiny, tmp_path):
     folder = this.folder(Cell(method="base", size=1.0, seed=0))
     folder.mkdir(parents=True)
     (folder / "made.json").touch()
-    found = {stage.name for stage in stages.stages(this, METHODS, cells)}
+    found = {stage.name for stage in stages.stages(this, cells)}
     assert "base: training" not in found
     assert "base: sampling" in found
-    assert "base: training" in {stage.name for stage in stages.stages(this, METHODS, cells, afresh=True)}
+    assert "base: training" in {stage.name for stage in stages.stages(this, cells, afresh=True)}
 
 
 def test_base_that_was_trained_elsewhere_costs_no_training(tiny, tmp_path):
@@ -342,7 +346,7 @@ def test_bfloat16_counts_with_its_own_peak(tiny):
 
 
 def test_table_has_a_row_for_each_stage_and_totals(tiny, tmp_path):
-    parts = stages.stages(experiment(tiny, tmp_path), METHODS, cells_of(tiny))
+    parts = stages.stages(experiment(tiny, tmp_path), cells_of(tiny))
     lines = shown(tiny, parts).text().splitlines()
     assert [line.split("  ")[0] for line in lines[1 : 1 + len(parts)]] == [part.name for part in parts]
     total = lines[1 + len(parts)]

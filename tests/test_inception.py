@@ -275,7 +275,12 @@ def judged(tmp_path, weights, metric, sets, reference_images):
     overrides = [f"evaluation.metric={metric}", f"evaluation.reference_images={reference_images}"]
     config = load_config(TINY, overrides)
     experiment = Experiment(
-        config=config, results=tmp_path / "results", runs=tmp_path / "runs", source="", places=places(tmp_path, weights)
+        config=config,
+        methods={},
+        results=tmp_path / "results",
+        runs=tmp_path / "runs",
+        source="",
+        places=places(tmp_path, weights),
     )
     progress = CellProgress("cell", Clock(), tmp_path / "runs", "cell")
     computed = {}

@@ -16,7 +16,7 @@ from repro.harness.denoiser import build_base
 from repro.ofa.allocation import Plan, floor_units, formula5, gradual, make_plan, ranking, uniform, unit_importance
 from repro.ofa.importance import pipe_importance
 from repro.ofa.pipes import Pipe, pipes_of
-from repro.ofa.sampling_law import draw_sizes, linear_law
+from repro.ofa.sampling_law import linear_law, named_law
 from repro.ofa.supernet import Supernet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -559,7 +559,8 @@ def test_linear_law_by_hand():
 
 
 def draws(law, steps, *, m=3.0, sandwich_random=2, seed=0, sizes=SIZES):
-    return [draw_sizes(sizes, law=law, m=m, sandwich_random=sandwich_random, seed=seed, step=step) for step in range(steps)]
+    law = named_law(law, m=m, sandwich_random=sandwich_random)
+    return [law.draw(sizes, seed=seed, step=step) for step in range(steps)]
 
 
 @pytest.mark.parametrize(("law", "expected"), [("linear", (1 / 8, 5 / 24, 7 / 24, 3 / 8)), ("uniform", (0.25,) * 4)])
@@ -576,18 +577,15 @@ def test_sizes_are_drawn_as_often_as_the_law_says(law, expected):
 @pytest.mark.parametrize("law", ["linear", "uniform", "weighted", "sandwich"])
 def test_the_sizes_of_a_step_depend_on_seed_and_step_alone(law):
     forward = draws(law, 50, sizes=PAPER_SIZES)
-    backward = [draw_sizes(PAPER_SIZES, law=law, m=3.0, sandwich_random=2, seed=0, step=step) for step in reversed(range(50))]
+    known = named_law(law, m=3.0, sandwich_random=2)
+    backward = [known.draw(PAPER_SIZES, seed=0, step=step) for step in reversed(range(50))]
     assert forward == backward[::-1]
     assert forward != draws(law, 50, sizes=PAPER_SIZES, seed=1)
     assert len(set(forward)) > 1
 
 
 def test_another_process_draws_the_same_sizes():
-    code = (
-        "from repro.ofa.sampling_law import draw_sizes\n"
-        "for step in range(20):\n"
-        f"    print(*draw_sizes({SIZES}, law='linear', m=3.0, sandwich_random=2, seed=7, step=step))\n"
-    )
+    code = f"from repro.ofa.sampling_law import Linear\nfor step in range(20):\n    print(*Linear(3.0).draw({SIZES}, seed=7, step=step))\n"
     environment = {"PYTHONHASHSEED": "12345", "PATH": "/usr/bin:/bin"}
     outcome = subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60

@@ -56,7 +56,7 @@ def scaled(hours):
 
 
 def check(this, *, yes=False, names=("base",)):
-    return preflight.preflight(this, METHODS, cells_of(this.config, names), yes=yes)
+    return preflight.preflight(this, cells_of(this.config, names), yes=yes)
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_small_job_is_neither_measured_nor_questioned(tiny, tmp_path, monkeypatc
 
 def test_embedded_default_is_a_small_job(tmp_path):
     config = load_config("digits")
-    work = preflight.stages(experiment(config, tmp_path), METHODS, cells_of(config))
+    work = preflight.stages(experiment(config, tmp_path), cells_of(config))
     assert 0.01 < sum(stage.pflop for stage in work) < SMALL_PFLOP / 2  # 0.024
 
 
@@ -202,7 +202,7 @@ def test_yes_goes_on(long, monkeypatch, capsys, on_gpu):
 
 def test_threshold_is_a_day_of_wall_time(long, monkeypatch):
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
-    parts = preflight.stages(long, METHODS, cells_of(long.config, ["base"]))
+    parts = preflight.stages(long, cells_of(long.config, ["base"]))
     hours = preflight.Estimate(config=long.config, stages=parts, throughput=scaled(1.0)).total_wall_hours()
     each = preflight.Estimate(config=long.config, stages=parts, throughput=scaled(2.0)).total_wall_hours() - hours
     day = (LONG_HOURS - hours) / each + 1
@@ -242,7 +242,7 @@ def test_nothing_is_checked_where_all_is_done(tiny, tmp_path, monkeypatch, capsy
 
 def test_full_disk_is_named_with_what_is_needed_and_the_remedy(tiny, tmp_path, monkeypatch):
     this = experiment(tiny, tmp_path)
-    work = preflight.stages(this, METHODS, cells_of(tiny))
+    work = preflight.stages(this, cells_of(tiny))
     needed = preflight.disk_gb(work) + len(cells_of(tiny)) * preflight.RECORD_GB
     names = list(dict.fromkeys(cell.method for cell in cells_of(tiny)))
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _folder: Usage(1e12, 0, 0.999e9 * needed))
@@ -258,7 +258,7 @@ def test_full_disk_is_named_with_what_is_needed_and_the_remedy(tiny, tmp_path, m
 def test_each_disk_has_to_hold_its_own(tmp_path, monkeypatch):
     config = load_config("cifar10", ["sizes.trained=[1.0, 0.5]", "sizes.reported=[1.0, 0.5]"])
     this = experiment(config, tmp_path)
-    cells, work = cells_of(config, ["ofa"]), preflight.stages(this, METHODS, cells_of(config, ["ofa"]))
+    cells, work = cells_of(config, ["ofa"]), preflight.stages(this, cells_of(config, ["ofa"]))
     for name in ("cache", "runs", "results"):
         (tmp_path / name).mkdir()
     disks = {tmp_path / "cache": 1, tmp_path / "runs": 2, tmp_path / "results": 2}

@@ -174,14 +174,17 @@ def state(tmp_path, monkeypatch):
 def write(folder, *overrides, methods="base", sizes=None, arguments=("--config", "tiny"), done=()):
     """Writes the scripts for the cells of a request that are not done; returns the names of these."""
     config = load_config(str(TINY), list(overrides))
-    cells = [cell for cell in plan_cells(config, METHODS, methods.split(","), sizes, [0]) if cell.name not in done]
+    cells = [cell for cell in plan_cells(experiment_of(config, METHODS), methods.split(","), sizes, [0]) if cell.name not in done]
     write_cells(config, METHODS, cells, folder, arguments)
     return [cell.name for cell in cells]
 
 
+def experiment_of(config, methods):
+    return Experiment(config=config, results=Path("results"), runs=Path("runs"), source="", methods=methods)
+
+
 def write_cells(config, methods, cells, folder, arguments=("--config", "tiny")):
-    experiment = Experiment(config=config, results=Path("results"), runs=Path("runs"), source="", methods=methods)
-    assert write_slurm(experiment, methods, cells, folder, arguments) == folder.resolve() / "submit.sh"
+    assert write_slurm(experiment_of(config, methods), cells, folder, arguments) == folder.resolve() / "submit.sh"
 
 
 def acts(folder, text):
@@ -306,7 +309,7 @@ def test_hostile_words_execute_nothing_and_arrive_whole(tmp_path, state, monkeyp
     write(jobs, *acts(tmp_path / f"bin {HOSTILE}", ""), 'cluster.options=["--comment=\\"$(touch pwned)\\""]', arguments=arguments)
     submit(jobs)
     (call,) = map(json.loads, lines(state / "calls"))
-    assert call["words"] == ["-m", "repro", "run", *arguments, "--methods", "base", "--sizes", "1", "--seeds", "0", "--yes"]
+    assert call["words"] == ["-m", "repro", "run", *arguments, "--methods", "base", "--seeds", "0", "--yes"]
     assert call["folder"] == str(here)
     assert sorted(path.name.partition("-")[0] for path in jobs.iterdir()) == ["cells.sbatch", "ofa", "submit.sh"]
     assert not list(tmp_path.rglob("pwned"))

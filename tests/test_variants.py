@@ -25,7 +25,7 @@ from repro.methods import METHODS
 from repro.ofa.allocation import kept_channels, make_plan, ranking, rankings
 from repro.ofa.importance import other_scores
 from repro.ofa.pipes import pipes_of
-from repro.ofa.sampling_law import draw_widths, linear_law, loss_weight
+from repro.ofa.sampling_law import draw_widths, linear_law, named_law
 from repro.ofa.supernet import Supernet
 from repro.variants import TRAINED_ALONE, TRAINED_ONCE, chain, compute_ratio
 
@@ -179,11 +179,13 @@ def test_macs_of_any_widths_follow_from_those_of_the_pipes(tiny):
 
 
 def test_loss_weights_have_the_shape_of_the_law_and_a_mean_of_one():
-    weights = [loss_weight(size, SIZES, law="weighted", m=3.0) for size in SIZES]
+    weights = [named_law("weighted", m=3.0, sandwich_random=2).weight(size, SIZES) for size in SIZES]
     assert sum(weights) / len(weights) == pytest.approx(1)
     assert [weight / 4 for weight in weights] == pytest.approx(linear_law(SIZES, 3.0))
     assert weights[-1] / weights[0] == pytest.approx(3)
-    assert {loss_weight(size, SIZES, law=law, m=3.0) for size in SIZES for law in ("linear", "uniform", "sandwich")} == {1.0}
+    assert {
+        named_law(law, m=3.0, sandwich_random=2).weight(size, SIZES) for size in SIZES for law in ("linear", "uniform", "sandwich")
+    } == {1.0}
 
 
 def batch_of(count):
@@ -246,10 +248,14 @@ def test_every_ablation_but_a_fine_tune_differs_from_its_default_on_digits():
         assert method.sizes(config)
 
 
+def root_of(config, folder=Path()):
+    return Experiment(config=config, methods=METHODS, results=folder, runs=folder, source="")
+
+
 def test_a_variant_that_changes_nothing_has_no_cells(tiny):
     with_m1 = changed(tiny, {"sampling_law.m": 1.0})
     assert not METHODS["ofa_m1"].sizes(with_m1) and not METHODS["ofa_m1_joint"].sizes(with_m1)
-    assert plan_cells(with_m1, METHODS, ["ofa_m1"], None, [0]) == []
+    assert plan_cells(root_of(with_m1), ["ofa_m1"], None, [0]) == []
     assert METHODS["ofa_m5"].sizes(with_m1) == with_m1.sizes.reported
 
 
@@ -276,8 +282,8 @@ def test_the_compute_of_all_independent_runs_is_that_of_the_law_turned_over():
 
 
 def test_identities_follow_the_method_and_leave_the_base_shared(tiny, tmp_path):
-    root = Experiment(config=tiny, methods=METHODS, results=tmp_path, runs=tmp_path, source="")
-    (base, joint), (_, varied) = (plan_cells(tiny, METHODS, [name], None, [0])[:2] for name in ("ofa_joint", "ofa_m1_joint"))
+    root = root_of(tiny, tmp_path)
+    (base, joint), (_, varied) = (plan_cells(root, [name], None, [0])[:2] for name in ("ofa_joint", "ofa_m1_joint"))
     inside = root.of(varied)
     assert root.of(joint) is root
     assert inside.config.sampling_law.m == 1.0 and inside.of(base).config == tiny

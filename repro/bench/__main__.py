@@ -18,9 +18,10 @@ from repro.config import load_config
 from repro.errors import ReproError
 from repro.harness import distributed
 from repro.harness.arithmetic import set_arithmetic
+from repro.harness.heartbeat import duration
 from repro.harness.inception import inception_layer
 from repro.harness.places import Places, default_cache
-from repro.harness.progress import duration, say
+from repro.harness.progress import say
 from repro.harness.provenance import device_name
 
 Part = Callable[[Setting], Iterator[Row]]

@@ -1,25 +1,34 @@
 """The grid of an experiment: one cell for every (method, size, seed), and the folders that it lives in."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffusers import DDPMScheduler
-from torch import nn
-
-from repro.config import Config, Training, changed
+from repro.config import Config, Data, Evaluation, Training, changed
 from repro.errors import ReproError
 from repro.harness.clock import Clock
-from repro.harness.data import Images, load_images
-from repro.harness.diffusion import noise_schedule
+from repro.harness.heartbeat import duration, read_heartbeat
 from repro.harness.lock import holder
 from repro.harness.places import Places
-from repro.harness.progress import CellProgress, duration, read_heartbeat
 from repro.harness.records import Record, read_record, record_path
 from repro.networks import image_shape
+from repro.ofa.sampling_law import Law, check_law, named_law
+from repro.size_text import size_text
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
+    from torch import nn
+
+    from repro.harness.data import Images
+    from repro.harness.progress import CellProgress
+
+ImagesKey = tuple[Data, tuple[int, int, int], Places]  # what determines the training images
+BASE = "base"  # the method that everything starts from
+ROUNDED = 5e-3  # the most that a size typed with two or more decimals differs from the one meant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +41,16 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Names the cell's record and folder."""
-        return f"{self.method}-seed{self.seed}" if self.size is None else f"{self.method}-{self.size:g}-seed{self.seed}"
+        """Names the cell's record, folder and lock; two cells never share a name, however close their sizes."""
+        return f"{self.method}-seed{self.seed}" if self.size is None else f"{self.method}-{size_text(self.size)}-seed{self.seed}"
+
+    def words(self) -> list[str]:
+        """Returns the words of `python -m repro run` that ask for this cell alone, and for what it needs.
+
+        The base is asked for without its size: `--sizes` takes the reported ones, and the whole network need not be among them.
+        """
+        sizes = [] if self.size is None or self.method == BASE else ["--sizes", size_text(self.size)]
+        return ["--methods", self.method, *sizes, "--seeds", str(self.seed)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +66,7 @@ class Product:
         base_sha256: Hash of the weights of the base that it descends from; known once it has been saved.
     """
 
-    model: nn.Module | None = None
+    model: "nn.Module | None" = None
     training: dict[str, Any] | None = None
     realised: float | None = None
     files: dict[str, bytes] = field(default_factory=dict)
@@ -87,22 +104,27 @@ class Method:
         delivered_by: Those of them whose cost has to be paid for this cell, the base excluded.
         budget: The section of the configuration whose training it spends; empty where it trains nothing.
         judged: Whether its product has a quality.
+        pixels: Where it makes images in place of a network: how many of them are judged, given the section `evaluation` and the images
+            of the reference. None where it makes a network.
         scores: How its own cells score channels by gradients: `formula4`, `diff_pruning`, or not at all.
         prunes: What it narrows: the `pipes` of the base, or the whole `network`.
         variant: What it changes of another method; None for a method of its own.
+        law: The sampling law of its joint training run in place of the configuration's; None takes that.
     """
 
     name: str
     summary: str
     sizes: Callable[[Config], tuple[float | None, ...]]
-    make: Callable[["Experiment", Cell, Clock, CellProgress], Product]
+    make: Callable[["Experiment", Cell, Clock, "CellProgress"], Product]
     needs: Callable[[Config, Cell], tuple[Cell, ...]] = lambda _config, _cell: ()
     delivered_by: Callable[[Config, Cell], tuple[Cell, ...]] = lambda _config, _cell: ()
     budget: Callable[[Config], str] = lambda _config: ""
     judged: bool = True
+    pixels: Callable[[Evaluation, int], int] | None = None
     scores: str = ""
     prunes: str = "network"
     variant: Variant | None = None
+    law: Law | None = None
 
     def config(self, written: Config) -> Config:
         """Returns the configuration that its cells run under."""
@@ -122,7 +144,7 @@ class Experiment:
     Attributes:
         config: What is done.
         written: The configuration as it is written, where `config` is that of a variant.
-        methods: Every method by name.
+        methods: Every method by name, variants included: what a cell runs under depends on its method.
         results: The folder of its records.
         runs: The folder of its heavy artefacts: weights, checkpoints, samples.
         places: Where data and weights that it did not make lie.
@@ -130,35 +152,67 @@ class Experiment:
     """
 
     config: Config
+    methods: Mapping[str, Method]
     results: Path
     runs: Path
     source: str
     places: Places = field(default_factory=Places)
-    methods: Mapping[str, Method] = field(default_factory=dict)
     written: Config | None = None
+    _loaded: "dict[ImagesKey, Images]" = field(default_factory=dict, repr=False, compare=False)
 
     def of(self, cell: Cell) -> "Experiment":
-        """Returns the experiment under the configuration of a cell's method."""
+        """Returns the experiment under the configuration of a cell's method; the images that either loads serve both."""
         config = self.config_of(cell)
-        if config == self.config:
-            return self
-        varied = dataclasses.replace(self, config=config, written=self.written or self.config)
-        varied.__dict__["images"] = self.images  # a variant changes the method, never the data
-        return varied
+        return self if config == self.config else dataclasses.replace(self, config=config, written=self.written or self.config)
+
+    def method_of(self, cell: Cell) -> Method:
+        """Returns a cell's method.
+
+        Raises:
+            ReproError: The experiment has no method of this name.
+        """
+        check_methods([cell.method], self.methods)
+        return self.methods[cell.method]
 
     def config_of(self, cell: Cell) -> Config:
-        """Returns the configuration of a cell's method."""
-        written = self.written or self.config
-        return self.methods[cell.method].config(written) if cell.method in self.methods else written
+        """Returns the configuration of a cell's method.
+
+        Raises:
+            ReproError: The experiment has no method of this name.
+        """
+        return self.method_of(cell).config(self.written or self.config)
+
+    def law_of(self, cell: Cell) -> Law:
+        """Returns the sampling law of a cell's joint training run: its method's own, else its configuration's.
+
+        Raises:
+            ReproError: The method's own breaks the contract of a law.
+        """
+        config, own = self.config_of(cell), self.method_of(cell).law
+        if own is None:
+            return named_law(**dataclasses.asdict(config.sampling_law))
+        check_law(own, config.sizes.trained)
+        return own
+
+    def needs(self, cell: Cell) -> tuple[Cell, ...]:
+        """Returns the cells whose artefacts a cell reads."""
+        return self.method_of(cell).needs(self.config, cell)
+
+    @property
+    def images(self) -> "Images":
+        """The training images, loaded when they are first asked for, once for all variants of the experiment."""
+        from repro.harness.data import load_images
+
+        key = (self.config.data, self.image_shape, self.places)
+        if key not in self._loaded:
+            self._loaded[key] = load_images(*key)
+        return self._loaded[key]
 
     @cached_property
-    def images(self) -> Images:
-        """The training images."""
-        return load_images(self.config.data, self.image_shape, self.places)
-
-    @cached_property
-    def schedule(self) -> DDPMScheduler:
+    def schedule(self) -> "DDPMScheduler":
         """The noise schedule."""
+        from repro.harness.diffusion import noise_schedule
+
         return noise_schedule(self.config.diffusion)
 
     @property
@@ -199,22 +253,45 @@ class Experiment:
 
 def base_cell(config: Config, seed: int) -> Cell:
     """Returns the cell that everything at a seed starts from: a base of its own, or the one that was given for all seeds."""
-    return Cell(method="base", size=1.0, seed=seed if config.base.one_for_each_seed else 0)
+    return Cell(method=BASE, size=1.0, seed=seed if config.base.one_for_each_seed else 0)
 
 
-def plan_cells(config: Config, methods: Mapping[str, Method], names: list[str], sizes: list[float] | None, seeds: list[int]) -> list[Cell]:
-    """Lists the cells of a request, each after those it needs.
+def check_methods(names: Iterable[str], known: Iterable[str]) -> None:
+    """Makes sure that methods are known by the names that were asked for.
 
     Raises:
-        ReproError: A size is outside (0, 1] or not among the reported ones.
+        ReproError: One is not; the message names the nearest that is.
     """
+    known = list(known)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            hint = f"did you mean '{near[0]}'? Known: {', '.join(known)}" if near else "the experiment has no methods at all; give it some"
+            raise ReproError(f"--methods {name}: no such method; {hint}")
+
+
+def plan_cells(experiment: Experiment, names: list[str], sizes: list[float] | None, seeds: list[int]) -> list[Cell]:
+    """Lists the cells of a request, each after those it needs.
+
+    Args:
+        experiment: The configuration and its methods.
+        names: The methods that are asked for.
+        sizes: The sizes that are asked for; None takes all that a method has.
+        seeds: The seeds; the base has the one of its own section.
+
+    Raises:
+        ReproError: A method is unknown, or a size is outside (0, 1] or not among the reported ones.
+    """
+    config, methods = experiment.config, experiment.methods
+    check_methods(names, methods)
     for asked in sizes or []:
         if not 0 < asked <= 1:
-            raise ReproError(f"--sizes {asked:g}: a size must lie in (0, 1]")
+            raise ReproError(f"--sizes {size_text(asked)}: a size must lie in (0, 1]")
         if asked not in config.sizes.reported:
-            known = ", ".join(f"{size:g}" for size in config.sizes.reported)
+            known, near = ", ".join(map(size_text, config.sizes.reported)), _nearest(asked, config.sizes.reported)
+            remedy = f"write --sizes {size_text(near)}" if near else "name one of these"
             raise ReproError(
-                f"--sizes {asked:g}: not among the reported sizes ({known}); name one of these, or add it with --set sizes.reported"
+                f"--sizes {size_text(asked)}: not among the reported sizes ({known}); {remedy}, or add it with --set sizes.reported"
             )
     cells: dict[Cell, None] = {}
 
@@ -225,10 +302,16 @@ def plan_cells(config: Config, methods: Mapping[str, Method], names: list[str], 
 
     for name in names:
         for size in methods[name].sizes(config):
-            if size is None or sizes is None or size in sizes or name == "base":
+            if size is None or sizes is None or size in sizes or name == BASE:
                 for seed in seeds:
-                    add(base_cell(config, seed) if name == "base" else Cell(method=name, size=size, seed=seed))
+                    add(base_cell(config, seed) if name == BASE else Cell(method=name, size=size, seed=seed))
     return list(cells)
+
+
+def _nearest(asked: float, sizes: tuple[float, ...]) -> float | None:
+    """Returns the size that a rounded one such as 0.333 stands for; None where there is none."""
+    near = min(sizes, key=lambda size: abs(size - asked))
+    return near if abs(near - asked) < ROUNDED else None
 
 
 def state_of(experiment: Experiment, cell: Cell) -> tuple[str, str]:

@@ -46,7 +46,7 @@ class NoisyBatch:
 
     def shares(self, count: int) -> list["NoisyBatch"]:
         """Shares the batch out in `count` equal parts; the batch must be divisible by it."""
-        assert len(self.noisy) % count == 0, (len(self.noisy), count)
+        assert len(self.noise) % count == 0, f"{len(self.noise)} images cannot be shared by {count} subnets"
         return [self._each(lambda tensor, share=share: tensor.chunk(count)[share]) for share in range(count)]  # type: ignore[misc]
 
 

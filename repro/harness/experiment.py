@@ -25,10 +25,11 @@ from repro.harness.classifier import classifier_for
 from repro.harness.clock import Clock
 from repro.harness.denoiser import PrunedDenoiser, build_base, load_denoiser, save_denoiser
 from repro.harness.diffusion import NoisyBatch, NoisyBatches, sampling_scheduler
+from repro.harness.heartbeat import HEARTBEAT
 from repro.harness.lock import held
 from repro.harness.outcome import blank_record, finish_record, latency_of_network, size_of_network
 from repro.harness.pretrained import origin
-from repro.harness.progress import HEARTBEAT, CellProgress, say
+from repro.harness.progress import CellProgress, say
 from repro.harness.records import Record
 from repro.harness.storage import sha256_of_file, write_atomically
 from repro.harness.training import CHECKPOINTS, Run, train
@@ -39,12 +40,11 @@ MADE = "made.json"
 LEAST_SHARE = 0.05  # of the work, before the time left is worth a guess
 
 
-def run_cells(experiment: Experiment, methods: dict[str, Method], cells: list[Cell], *, started: float) -> None:
+def run_cells(experiment: Experiment, cells: list[Cell], *, started: float) -> None:
     """Runs cells in order, skipping those that are done.
 
     Args:
-        experiment: The configuration and its folders.
-        methods: Every method by name.
+        experiment: The configuration, its methods and its folders.
         cells: What to run, each after those it needs.
         started: `time.monotonic()` when the process began; from there until the first cell begins is that cell's phase `start`.
 
@@ -56,22 +56,22 @@ def run_cells(experiment: Experiment, methods: dict[str, Method], cells: list[Ce
     """
     check_writable(experiment)
     set_arithmetic(experiment.config.compute)
-    opened = cells_to_run(experiment, methods, cells)
+    opened = cells_to_run(experiment, cells)
     # A rank that comes late finds what the first one has made already: all must decide alike.
     open_cells = [cells[index] for index in distributed.gather([cells.index(cell) for cell in opened])[0]]
     if len(open_cells) < len(cells):
         say(f"{len(cells) - len(open_cells)} of {len(cells)} cells are done already and skipped")
-    weights = [work_of(experiment, methods[cell.method], cell) for cell in open_cells]
+    weights = [work_of(experiment, cell) for cell in open_cells]
     begun = time.monotonic()
     introduced: set[str] = set()
     for index, cell in enumerate(open_cells):
         if cell.method not in introduced:
             introduced.add(cell.method)
-            say(f"{cell.method}: {methods[cell.method].summary}")
+            say(f"{cell.method}: {experiment.method_of(cell).summary}")
         with _held_by_all(experiment, cell):
             if distributed.gather(_is_done(experiment, cell) and is_made(experiment, cell))[0]:
                 continue  # by another process, since
-            record = _run_cell(experiment.of(cell), methods[cell.method], cell, f"[{index + 1}/{len(open_cells)}]", started)
+            record = _run_cell(experiment.of(cell), experiment.method_of(cell), cell, f"[{index + 1}/{len(open_cells)}]", started)
         started = time.monotonic()
         share = sum(weights[: index + 1]) / sum(weights)
         estimate = f"; about {_minutes((started - begun) * (1 - share) / share)} left" if LEAST_SHARE < share < 1 else ""
@@ -155,7 +155,7 @@ def train_cell(
     return training_summary(settings, pflop=pflop, scoring_pflop=scoring_pflop, curve=curve) | {"accumulation": accumulation}
 
 
-def cells_to_run(experiment: Experiment, methods: dict[str, Method], cells: list[Cell]) -> list[Cell]:
+def cells_to_run(experiment: Experiment, cells: list[Cell]) -> list[Cell]:
     """Returns those cells that are not done, and those done ones whose artefacts are missed by a cell that has yet to be made.
 
     Raises:
@@ -163,7 +163,7 @@ def cells_to_run(experiment: Experiment, methods: dict[str, Method], cells: list
     """
     opened = {cell for cell in cells if not _is_done(experiment, cell)}
     for cell in reversed(cells):
-        if _is_missed(experiment, methods, cell, opened):
+        if _is_missed(experiment, cell, opened):
             opened.add(cell)
     return [cell for cell in cells if cell in opened]
 
@@ -322,10 +322,10 @@ def _is_done(experiment: Experiment, cell: Cell) -> bool:
     return record is not None and record["status"] == "done"
 
 
-def _is_missed(experiment: Experiment, methods: dict[str, Method], cell: Cell, opened: set[Cell]) -> bool:
+def _is_missed(experiment: Experiment, cell: Cell, opened: set[Cell]) -> bool:
     """Says whether a cell that has yet to be made needs artefacts of this one that are no longer there."""
     to_make = [other for other in opened if not is_made(experiment, other)]
-    return not is_made(experiment, cell) and any(cell in methods[other.method].needs(experiment.config, other) for other in to_make)
+    return not is_made(experiment, cell) and any(cell in experiment.needs(other) for other in to_make)
 
 
 @contextmanager
@@ -352,8 +352,9 @@ def check_writable(experiment: Experiment) -> None:
             (folder / ".writable").unlink(missing_ok=True)  # another run may try the same at this moment
 
 
-def work_of(experiment: Experiment, method: Method, cell: Cell) -> float:
+def work_of(experiment: Experiment, cell: Cell) -> float:
     """Returns a cell's work in forward passes of one image at full size, roughly: enough for the time left."""
+    method = experiment.method_of(cell)
     budget, judged = method.training(experiment.config), experiment.config.evaluation
     size = 0.25 + 0.75 * (0.5 if cell.size is None else cell.size)
     training = 3 * budget.steps * budget.batch_size if budget else 0

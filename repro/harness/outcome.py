@@ -16,7 +16,6 @@ from repro.harness.records import SCHEMA_VERSION, Record, write_record
 def blank_record(experiment: Experiment, method: Method, cell: Cell, begun: str) -> Record:
     """Returns the record of a cell that has yet to be made; what is missing is None."""
     config = experiment.config
-    repeat = f" --sizes {cell.size:g}" if cell.size is not None else ""
     return {
         "schema_version": SCHEMA_VERSION,
         "experiment": config.name,
@@ -35,7 +34,7 @@ def blank_record(experiment: Experiment, method: Method, cell: Cell, begun: str)
             **provenance.software(),
             "config": config.as_dict(),
             "config_sha256": config.sha256(),
-            "command": f"python -m repro run {experiment.source} --methods {cell.method}{repeat} --seeds {cell.seed}",
+            "command": f"python -m repro run {experiment.source} {' '.join(cell.words())}",
             "started_utc": begun,
             "lives": 1,
         },

@@ -14,13 +14,12 @@ from tqdm import tqdm
 from repro.harness import distributed, interruption, watch
 from repro.harness.clock import Clock
 from repro.harness.energy import EnergyMeter
+from repro.harness.heartbeat import HEARTBEAT, read_heartbeat
 from repro.harness.provenance import device_name
 from repro.harness.storage import write_atomically
 
-HEARTBEAT = "heartbeat.json"
 HEARTBEAT_SEC = 1.0
 PLAIN_LINE_SEC = 30.0
-HOURS_A_YEAR = 24 * 365.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,16 +153,6 @@ def bar_style() -> Any:
     return {"leave": False, "mininterval": PLAIN_LINE_SEC, "delay": PLAIN_LINE_SEC, "bar_format": form, "file": _Lines()}
 
 
-def read_heartbeat(folder: Path) -> dict[str, Any]:
-    """Returns the last sign of life of a cell's run, with its age in seconds by the file's date; empty when there was none."""
-    path = folder / HEARTBEAT
-    try:
-        beat: dict[str, Any] = json.loads(path.read_text())
-        return beat | {"age_sec": max(0.0, time.time() - path.stat().st_mtime)}
-    except (OSError, ValueError):
-        return {}
-
-
 def _earlier_life(folder: Path, identity: str) -> Life:
     beat = read_heartbeat(folder)
     try:
@@ -173,14 +162,6 @@ def _earlier_life(folder: Path, identity: str) -> Life:
     except KeyError:
         pass  # none, or one of another version of this program
     return Life()
-
-
-def duration(hours: float) -> str:
-    """Returns a time in the unit that suits it."""
-    for unit, length in (("years", HOURS_A_YEAR), ("days", 24.0), ("h", 1.0), ("min", 1 / 60)):
-        if hours >= 2 * length:
-            return f"{hours / length:,.3g} {unit}" if hours < 1000 * length else f"{hours / length:,.0f} {unit}"
-    return f"{3600 * hours:.0f} s"
 
 
 def say(line: str, *, to_stderr: bool = False) -> None:

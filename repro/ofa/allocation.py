@@ -18,6 +18,7 @@ from torch import Tensor
 from repro.errors import ReproError
 from repro.ofa.importance import Importance
 from repro.ofa.pipes import Pipe
+from repro.size_text import size_text
 
 Units = dict[str, int]
 
@@ -78,7 +79,8 @@ class Plan:
                 kept, width = pipes.get(name, ()), widths.get(name, 0)
                 inside = all(type(channel) is int and 0 <= channel < width for channel in kept)
                 if not kept or not inside or sorted({*kept}) != [*kept]:
-                    raise ReproError(f"the plan of size {size:g} is another network's ({name}); delete its folder and run the cell again")
+                    named = f"the plan of size {size_text(size)}"
+                    raise ReproError(f"{named} is another network's ({name}); delete its folder and run the cell again")
 
 
 def make_plan(
@@ -175,9 +177,8 @@ def gradual(pipes: tuple[Pipe, ...], importance: Importance, size: float, *, flo
     spent = sum(units[name] * cost[name] for name in units)
     target = size * internal
     if target < spent - min(cost.values()) / 2:
-        raise ReproError(
-            f"size {size:g}: the plan cannot reach it; the smallest size under allocation.floor = {floor:g} is {spent / internal:.4g}"
-        )
+        least = f"the smallest size under allocation.floor = {floor:g} is {spent / internal:.4g}"
+        raise ReproError(f"size {size_text(size)}: the plan cannot reach it; {least}")
     worth = {pipe.name: (unit_importance(pipe, importance[pipe.name]) / cost[pipe.name]).tolist() for pipe in pipes}
     # The pipes' next units, the one that is worth most on top; of several that are worth the same, that of the first pipe.
     queue = [(-worth[pipe.name][units[pipe.name]], place, pipe.name) for place, pipe in enumerate(pipes) if units[pipe.name] < pipe.units]

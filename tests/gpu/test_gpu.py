@@ -22,7 +22,7 @@ from repro.harness.training import Run, train
 from repro.ofa.allocation import make_plan
 from repro.ofa.importance import pipe_importance
 from repro.ofa.pipes import pipes_of
-from repro.ofa.sampling_law import draw_sizes
+from repro.ofa.sampling_law import Linear
 from repro.ofa.supernet import Supernet
 
 pytestmark = [
@@ -82,7 +82,7 @@ def batches(batch_size=BATCH, *, flip=False):
 
 
 def loss_at(net, batch, step):
-    (size,) = draw_sizes(SIZES, law="linear", m=3.0, sandwich_random=0, seed=1, step=step)
+    (size,) = Linear(3.0).draw(SIZES, seed=1, step=step)
     return image_losses(predictor(net, size), batch).mean()
 
 
