@@ -8,48 +8,42 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from repro.arguments import DEFAULT_METHODS, Verb, parser
 from repro.config import load_config
-from repro.errors import INTERRUPTED, InterruptionError, ReproError
+from repro.ending import ended
+from repro.errors import ReproError
+from repro.program import MODULE, Program
 from repro.size_text import size_text
 
 if TYPE_CHECKING:
-    from repro.harness.cells import Cell, Experiment
+    from repro.harness.cells import Cell, Experiment, Method
 
 STARTED = time.monotonic()
 WATCH_SEC = 2.0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
-    options = parser(VERBS).parse_args(arguments)
-    try:
+def main(
+    arguments: Sequence[str] | None = None, *, own: Sequence["Method"] = (), default: Sequence[str] = (), program: Program = MODULE
+) -> int:
+    """Runs one command and returns its exit code.
+
+    Args:
+        arguments: The words of the command; None takes those that the process was started with.
+        own: Methods beside those of the package.
+        default: The methods that are run where `--methods` names none; where this is empty, those of one's own, or else the package's.
+        program: What the command begins with.
+    """
+    default = list(default) or [method.name for method in own if method.judged] or list(DEFAULT_METHODS)
+
+    def command() -> int:
+        given = argparse.Namespace(own=own, default=default, program=program)
+        options = parser(VERBS, program=program, default=default).parse_args(arguments, given)
         return int(options.verb(options))
-    except InterruptionError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except ReproError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except RuntimeError as error:
-        if "torch" not in sys.modules or not _lost_rank(error):
-            raise
-        print(f"error: another rank has gone ({str(error).splitlines()[0]}); run the same command again to go on", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing more may be written to it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
 
-
-def _lost_rank(error: RuntimeError) -> bool:
-    from repro.harness.distributed import is_loss_of_a_rank
-
-    return is_loss_of_a_rank(error)
+    return ended(command)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -62,7 +56,9 @@ def _run(options: argparse.Namespace) -> int:
 
         load_config(options.config, options.set)  # a mistake is told once, not by every rank
         command = ["run", *_shared(options), *_asked(options)]
-        return run_hosts(command, options.hostfile) if options.hostfile else run_ranks(command, options.ranks)
+        if options.hostfile:
+            return run_hosts(options.program, command, options.hostfile)
+        return run_ranks(options.program, command, options.ranks)
     experiment, cells = _planned(options)
     if options.slurm:
         return _slurm(options, experiment, cells)
@@ -157,7 +153,7 @@ def _planned(options: argparse.Namespace) -> tuple["Experiment", list["Cell"]]:
     from repro.harness.cells import plan_cells
     from repro.planning import check_sizes
 
-    cells = plan_cells(experiment, options.methods or list(DEFAULT_METHODS), options.sizes, options.seeds)
+    cells = plan_cells(experiment, options.methods or options.default, options.sizes, options.seeds)
     check_sizes(experiment)
     return experiment, cells
 
@@ -220,12 +216,30 @@ def _experiment(options: argparse.Namespace) -> "Experiment":
     from repro.budget import with_budget
     from repro.harness.cells import Experiment
     from repro.harness.places import Places, default_cache
-    from repro.methods import METHODS
 
     places = Places(cache=options.cache or default_cache(), data_root=options.data_root, inception_weights=options.inception_weights)
     source = shlex.join(["--config", options.config, *(word for value in options.set for word in ("--set", value))])
     folders = {"results": options.results / config.name, "runs": options.runs / config.name}
-    return with_budget(Experiment(config=config, methods=METHODS, source=source, places=places, **folders))
+    known = {"methods": _methods(options.own), "program": options.program}
+    return with_budget(Experiment(config=config, source=source, places=places, **folders, **known))
+
+
+def _methods(own: Sequence["Method"]) -> "Mapping[str, Method]":
+    """Returns the methods of the package and those of one's own, by name.
+
+    Raises:
+        ReproError: One of one's own has a name that another has, or that a file cannot have.
+    """
+    from repro.methods import METHODS
+
+    methods = dict(METHODS)
+    for method in own:
+        if not method.name.isidentifier():
+            raise ReproError(f"method '{method.name}': its records are named by it; give it a name of letters, digits and _")
+        if method.name in methods:
+            raise ReproError(f"method '{method.name}': there is one of this name already; give yours another")
+        methods[method.name] = method
+    return methods
 
 
 def _quiet() -> None:
