@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nox
 
@@ -59,7 +60,7 @@ def lint(session: nox.Session) -> None:
 def reproduce_digits(session: nox.Session) -> None:
     """Train and judge everything on handwritten digits, then draw it: minutes on a CPU."""
     python = _python(session)
-    session.run(python, "-m", "repro", "run", "--config", "digits", *session.posargs)
+    session.run(python, "-m", "repro", "run", "--config", "digits", *_both_cores(session.posargs))
     session.run(python, "-m", "paper_figures", "--results", "results/local", "--experiment", "digits", "--show")
     session.run(python, "-m", "paper_figures", "overhead", "--results", "results/local", "--experiment", "digits")
 
@@ -84,7 +85,7 @@ def reproduce_cifar10(session: nox.Session) -> None:
 def baselines(session: nox.Session) -> None:
     """Prune and train every size alone, by each baseline; `-- --config NAME` for another experiment than digits."""
     python = _python(session)
-    session.run(python, "-m", "repro", "run", "--methods", "diff_pruning,magnitude,random,scratch", *session.posargs)
+    session.run(python, "-m", "repro", "run", "--methods", "diff_pruning,magnitude,random,scratch", *_both_cores(session.posargs))
 
 
 @nox.session
@@ -92,7 +93,7 @@ def evidence(session: nox.Session) -> None:
     """Run every ablation, rival and budget that the claims rest on, three seeds or five, then judge them: hours of two cores."""
     python = _python(session)
     for methods, arguments in EVIDENCE:
-        session.run(python, "-m", "repro", "run", "--methods", methods, *arguments, *session.posargs)
+        session.run(python, "-m", "repro", "run", "--methods", methods, *arguments, *_both_cores(session.posargs))
     experiment = _name_of(_last(["--config", "digits", *session.posargs], "--config"))
     session.run(python, "-m", "paper_figures", "claims", "--results", "results/local", "--experiment", experiment)
 
@@ -127,6 +128,32 @@ def overhead(session: nox.Session) -> None:
     session.run(_python(session), "-m", "paper_figures", "overhead", *session.posargs)
 
 
+def _both_cores(arguments: Sequence[str]) -> list[str]:
+    """Returns the words of a run: with two cells at a time where there is no GPU, a core would idle, and the user did not say how.
+
+    A cell comes to the same numbers beside another as alone where its configuration says how many threads it has; else torch would share
+    the cores out among the cells, and other threads round otherwise.
+    """
+    flags = ("--parallel-cells", "--ranks", "--hostfile", "--slurm")
+    told = any(word.partition("=")[0] in flags or "compute.threads" in word for word in arguments) or "RANK" in os.environ
+    threads = _threads(_last(["--config", "digits", *arguments], "--config"))
+    idle = threads > 0 and _cores() >= 2 * threads and shutil.which("nvidia-smi") is None
+    return [*arguments, "--parallel-cells", "2"] if idle and not told else list(arguments)
+
+
+def _threads(config: str) -> int:
+    """Returns how many threads a configuration asks for; 0 where it leaves that to torch, or where the run itself will refuse it."""
+    try:
+        return int(dict(_toml_of(config).get("compute", {})).get("threads", 0))
+    except (OSError, TypeError, ValueError):
+        return 0
+
+
+def _cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _last(arguments: Sequence[str], flag: str) -> str:
     """Returns the value of a flag where it stands last; empty where it is missing."""
     values = [
@@ -138,9 +165,14 @@ def _last(arguments: Sequence[str], flag: str) -> str:
 
 
 def _name_of(config: str) -> str:
-    """Returns the name of a shipped configuration, or of a TOML file, which names the folder of its records."""
+    """Returns the name of a configuration, which names the folder of its records."""
+    return str(_toml_of(config)["name"])
+
+
+def _toml_of(config: str) -> dict[str, Any]:
+    """Returns what a shipped configuration, or a TOML file, says."""
     shipped = HERE / "repro" / "configs" / f"{config}.toml"
-    return str(nox.project.load_toml(shipped if shipped.exists() else config)["name"])
+    return nox.project.load_toml(shipped if shipped.exists() else config)
 
 
 def _python(session: nox.Session, *groups: str) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from untested import pytest_terminal_summary  # noqa: F401  (a hook)
 
 import repro  # noqa: F401  (before diffusers)
 from repro.config import Config, load_config

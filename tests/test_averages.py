@@ -12,6 +12,8 @@ from repro.averages import cost_of, mean_of_seeds
 from repro.candidates import Candidate, Quality, rivals
 from repro.harness.records import write_record
 
+pytestmark = pytest.mark.quick
+
 SEEDS = range(5)
 
 

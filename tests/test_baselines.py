@@ -18,6 +18,8 @@ from repro.harness.data import digits
 from repro.harness.denoiser import build_base, load_denoiser, save_denoiser
 from repro.harness.diffusion import noise_schedule, sampling_scheduler
 
+pytestmark = pytest.mark.quick
+
 EXAMPLE = (torch.zeros(1, 1, 8, 8), torch.zeros(1))
 
 

@@ -11,14 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from repro.config import load_config
 from repro.errors import BusyError, ReproError, RunError
+from repro.harness import provenance
 from repro.harness.clock import PHASES, Clock, device_hours, training_overhead
 from repro.harness.heartbeat import read_heartbeat
 from repro.harness.lock import held, holder
 from repro.harness.records import read_record, read_records, record_path, write_record
 from repro.harness.storage import sha256_of_file, write_atomically
+
+pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "tiny.toml"
@@ -576,3 +580,10 @@ def test_the_short_configuration_has_the_same_network_and_law():
         assert getattr(short, section) == getattr(whole, section), section
     assert short.hours == 1.0 and whole.hours == 0.0
     assert short.evaluation.samples == 10_000 and len(short.sizes.trained) == 4
+
+
+@pytest.mark.parametrize("build", [None, "2.14.1+cu130"])
+def test_a_record_names_the_build_of_torch(monkeypatch, build):
+    if build:  # its distribution is called 2.14.1
+        monkeypatch.setattr(torch, "__version__", build)
+    assert provenance.software()["packages"]["torch"] == (build or torch.__version__)

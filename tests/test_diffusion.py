@@ -25,6 +25,8 @@ from repro.harness.diffusion import (
     sampling_timesteps,
 )
 
+pytestmark = pytest.mark.quick
+
 CPU = torch.device("cpu")
 DIGITS_SHA256 = "b41ca9fd335466eee997366c2e6f6bbe0a1b4582afe091fc4eba35f4a254182f"
 # The linear schedule by hand: alpha_bar_t is the product of 1 - beta up to and including t.

@@ -24,6 +24,8 @@ from repro.ofa.importance import pipe_importance
 from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
 
+pytestmark = pytest.mark.quick
+
 # --- the Frechet distance
 
 

@@ -25,6 +25,8 @@ from repro.preflight import preflight
 from repro.stages import costs_of, stages
 from repro.variants import compute_ratio
 
+pytestmark = pytest.mark.quick
+
 SIZES = (1.0, 0.75, 0.5, 0.25)
 
 

@@ -19,6 +19,8 @@ from repro.ofa.pipes import Pipe, pipes_of
 from repro.ofa.sampling_law import linear_law, named_law
 from repro.ofa.supernet import Supernet
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = (1.0, 0.75, 0.5, 0.25)
 PAPER_SIZES = tuple(0.25 + 0.025 * index for index in range(31))

@@ -22,7 +22,7 @@ def software() -> dict[str, Any]:
     return {
         "git_commit": commit,
         "git_dirty": bool(changes) if commit else None,
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES} | {"torch": str(torch.__version__)},  # with its build, such as +cu130
         "python": platform.python_version(),
     }
 

@@ -1,0 +1,51 @@
+"""The sessions use the second core of a machine without a GPU, unless the user says how a run is started."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("nox")
+ROOT = Path(__file__).resolve().parents[1]
+TWO = ["--parallel-cells", "2"]
+
+
+@pytest.fixture
+def sessions(monkeypatch):
+    """The sessions, on a machine of two cores without a GPU."""
+    monkeypatch.syspath_prepend(ROOT)
+    import noxfile
+
+    monkeypatch.setattr(noxfile, "_cores", lambda: 2)
+    monkeypatch.setattr(noxfile.shutil, "which", lambda _name: None)
+    return noxfile
+
+
+@pytest.mark.parametrize("words", [[], ["--seeds", "0,1"], ["--config", "digits_transformer"]])
+def test_two_cells_run_at_a_time_where_a_core_would_idle(sessions, words):
+    assert sessions._both_cores(words) == [*words, *TWO]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--parallel-cells", "1"],
+        ["--parallel-cells=4"],
+        ["--ranks", "2"],
+        ["--hostfile", "hosts"],
+        ["--slurm=jobs"],
+        ["--set", "compute.threads=2"],
+        ["--config", "nowhere"],
+        ["--config", "nowhere.toml"],
+        ["--config", "cifar10"],  # its threads are torch's choice: another number of cells would give other numbers
+    ],
+)
+def test_who_says_how_a_run_is_started_is_heeded(sessions, words):
+    assert sessions._both_cores(words) == words
+
+
+def test_one_core_and_a_gpu_run_one_cell_at_a_time(sessions, monkeypatch):
+    monkeypatch.setattr(sessions, "_cores", lambda: 1)
+    assert sessions._both_cores([]) == []
+    monkeypatch.setattr(sessions, "_cores", lambda: 64)
+    monkeypatch.setattr(sessions.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert sessions._both_cores([]) == []
