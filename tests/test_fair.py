@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import statistics
 
 import pytest
 import torch
@@ -243,19 +244,27 @@ def test_every_seed_has_a_base_of_its_own_where_bases_are_trained_or_shipped(tmp
     assert [cell.name for cell in cells if cell.method == "base"] == ["base-1-seed0", "base-1-seed1"]
 
 
+def fall_over_the_last_quarter(curve):
+    """Returns by which share a straight line through the last quarter of a training curve falls."""
+    last = curve[-(len(curve) // 4) - 1 :]
+    slope, start = statistics.linear_regression([step for step, _ in last], [loss for _, loss in last])
+    first, end = (start + slope * last[at][0] for at in (0, -1))
+    return 1 - end / first
+
+
 def test_the_shipped_bases_have_converged_and_are_the_bytes_that_the_configuration_names():
     config = load_config("digits")
-    weights = set()
+    weights, falls = set(), []
     for seed in range(len(config.base.sha256)):
         product = shipped.shipped_base(config, seed)
-        curve = [loss for _, loss in product.training["curve"]]
-        quarter = len(curve) // 4
-        earlier, last = (sum(part) / quarter for part in (curve[-2 * quarter : -quarter], curve[-quarter:]))
-        assert last > 0.97 * earlier, seed
+        falls.append(fall_over_the_last_quarter(product.training["curve"]))
         assert product.training["steps"] == config.base_training.steps
         assert shipped.shipped_base_cost(config, seed)["seed"] == seed
         weights.add(float(product.model.conv_in.weight.sum()))
     assert len(weights) == len(config.base.sha256) >= 5
+    # A curve's own noise moves its fall by 1 %, so their mean is held to the limit.
+    assert statistics.fmean(falls) < 0.03
+    assert max(falls) < 0.05
 
 
 def test_the_shipped_classifier_is_taken_and_nothing_is_trained(tmp_path):
