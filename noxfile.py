@@ -26,6 +26,7 @@ EVIDENCE = (
         "ofa_n7,ofa_n31,ofa_formula5,ofa_magnitude,ofa_prefix,ofa_regroup,ofa_m5,ofa_weighted,ofa_sandwich,ofa_distilled",
         ("--seeds", "0,1,2"),
     ),
+    ("diff_pruning_averaged", ("--seeds", "0,1,2")),
     ("diff_pruning_t0,diff_pruning_t02,diff_pruning_distilled", ("--seeds", "0,1,2", "--sizes", "0.5")),
 )
 
