@@ -109,8 +109,9 @@ def _train(
     if run.compiled:
         _warm_up(module, run)
     engine, schedule = _initialize(module, run, settings)
-    # diffusers lets a decay rise to what is asked for; with the least decay set to it too, it holds from the first step.
-    ema = EMAModel(module.parameters(), decay=settings.ema_decay, min_decay=settings.ema_decay, foreach=True)
+    # diffusers copies the weights at the first step and lets the decay rise to what is asked for; so it holds from the first step on.
+    decay = settings.ema_decay
+    ema = EMAModel(module.parameters(), decay=decay, min_decay=decay, update_after_step=-1, foreach=True)
     step, curve, pending = 0, [], []
     if saved:
         tensors, progress = saved
