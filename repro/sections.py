@@ -156,7 +156,7 @@ class Training:
         warmup_steps: Steps in which it rises to that.
         schedule: What follows: `constant`, or a `cosine` down to 0.
         gradient_clipping: The largest norm of the gradient; 0 clips nothing.
-        ema_decay: Of the average of the weights, at every step; the first step's average is the weights that the run starts from.
+        ema_decay: Of the average of the weights, at every step; before the first, it is the weights that the run starts from.
         dropout: In the residual (and feed-forward) units.
         horizontal_flip: Whether every image is mirrored with probability 1/2.
         zero_stage: Of DeepSpeed.
