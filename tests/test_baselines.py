@@ -301,7 +301,7 @@ def test_one_gradient_pass_serves_every_size_and_the_gradients_that_lie_on_the_b
 
 
 def test_diff_pruning_without_its_gradients_is_an_error(network):
-    with pytest.raises(KeyError, match="conv_in.weight"):
+    with pytest.raises(KeyError, match=r"conv_in\.weight"):
         starting_network("diff_pruning", task(clone(network), 0.5))
 
 
