@@ -348,10 +348,10 @@ def test_zero_stage_3_is_refused_when_the_configuration_is_loaded():
 
 @pytest.mark.parametrize(("kind", "stage"), [("base", 0), ("base", 1), ("base", 2), ("linear", 0), ("linear", 1), ("sandwich", 0)])
 def test_resumed_run_has_the_weights_ema_and_moments_of_an_uninterrupted_one(tiny, tmp_path, kind, stage):
-    budget = settings(stage, checkpoint_every_steps=2)
+    budget = settings(stage, BATCH, checkpoint_every_steps=2)
     whole = network(tiny, kind)
-    straight = train(whole, run_of(tiny, kind, folder=tmp_path / "whole"), budget, Clock(), quiet)
-    run = run_of(tiny, kind, folder=tmp_path / "broken")
+    straight = train(whole, run_of(tiny, kind, BATCH, folder=tmp_path / "whole"), budget, Clock(), quiet)
+    run = run_of(tiny, kind, BATCH, folder=tmp_path / "broken")
     with pytest.raises(StoppedError):
         train(network(tiny, kind), run, budget, Clock(), stop_at(3))
     fresh = network(tiny, kind)
