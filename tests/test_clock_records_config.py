@@ -1,5 +1,6 @@
 """The clock, the records, writing files, signs of life and the configuration."""
 
+import dataclasses
 import json
 import os
 import re
@@ -8,17 +9,19 @@ import socket
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 
 import pytest
 
-from repro.config import load_config
+from repro.config import SHIPPED, Config, load_config
 from repro.errors import BusyError, ReproError, RunError
 from repro.harness.clock import PHASES, Clock, device_hours, training_overhead
 from repro.harness.heartbeat import read_heartbeat
 from repro.harness.lock import held, holder
 from repro.harness.records import read_record, read_records, record_path, write_record
 from repro.harness.storage import sha256_of_file, write_atomically
+from repro.sections import ABSENT
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "tiny.toml"
@@ -528,12 +531,56 @@ def test_override_that_cannot_be_followed_is_refused(override):
 @pytest.mark.parametrize(
     "override",
     [
-        *("name=other", "trial=false", "base.seed=1", "evaluation.samples=41", "evaluation.sampling_seeds=[1]", "allocation.floor=0.26"),
+        *("name=other", "trial=false", "data.sha256='" + "0" * 64 + "'", "evaluation.samples=41", "evaluation.sampling_seeds=[1]"),
+        *("allocation.floor=0.26", "importance.batch_size=16", "pruning.images=9", "compute.threads=1", "sampling_law.m=2.0"),
         *("base_training.steps=13", "ofa_training.steps=9", "network.freq_shift=1", "classifier.seed=1", "diffusion.beta_end=0.021"),
     ],
 )
 def test_hash_changes_with_any_value(override):
     assert load_config(str(TINY), [override]).sha256() != load_config(str(TINY)).sha256()
+
+
+# A configuration whose hash changes disowns every record that was made under it: do that knowingly, and make the records anew.
+SHIPPED_HASHES = {
+    "cifar10": "6cef30271b73d003ce8474be3215ce89b17c25988c3069c79adb74a69f59425e",
+    "cifar10_short": "384b4b71fd3730608a0afed068e224d225b34a23befdd3d59ccb401a7c860cb0",
+    "digits": "7d8238acceef0b13b234ead5e950e8b8a9164e4fa1905f1591df23dc9f638d6d",
+    "digits_transformer": "af735d48287289601f1ec285d6685f9fe16bf5b27d7a450b28d510ff69688fb1",
+}
+
+
+def test_hashes_of_the_shipped_configurations_are_those_that_their_records_were_made_under():
+    assert {path.stem: load_config(path.stem).sha256() for path in SHIPPED.glob("*.toml")} == SHIPPED_HASHES
+
+
+def added_keys():
+    """Every key that came later: how it is written, with the value that means what its absence meant, and another one."""
+    trainings = ("base_training", "ofa_training", "baseline_training", "finetuning")
+    values = {"loss_reduction": ("mean", "sum"), "timesteps": ("independent", "antithetic"), "loss_weighting": ("uniform", "min_snr")}
+    known = {f"{section}.{key}": pair for section in trainings for key, pair in values.items()}
+    known |= {"pruning.channels": ("in_groups", "averaged"), "pruning.timesteps": (0, 17)}
+    return known | {"classifier.sha256": ("", "a" * 64), "base.sha256": ([], ["a" * 64])}
+
+
+@pytest.mark.parametrize("key", added_keys())
+@pytest.mark.parametrize("name", [path.stem for path in SHIPPED.glob("*.toml")])
+def test_a_key_that_came_later_leaves_the_hash_alone_at_its_default_alone(name, key):
+    default, other = (json.dumps(value) for value in added_keys()[key])
+    at_default, at_other = (load_config(name, [f"{key}={value}"]) for value in (default, other))
+    section, _, leaf = key.partition(".")
+    assert leaf not in at_default.as_dict()[section]
+    assert at_default.sha256() != at_other.sha256()
+    assert json.dumps(at_other.as_dict()[section][leaf]) == other
+    without = {part: dict(values) if isinstance(values, dict) else values for part, values in at_other.as_dict().items()}
+    del without[section][leaf]
+    assert without == at_default.as_dict()  # nothing else differs
+
+
+def test_the_keys_that_came_later_are_these_and_no_others():
+    hints = typing.get_type_hints(Config)
+    sections = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    found = {f"{name}.{item.name}" for name, hint in sections.items() for item in dataclasses.fields(hint) if item.metadata.get(ABSENT)}
+    assert found == set(added_keys())
 
 
 def test_hash_does_not_change_with_the_order_of_keys_or_how_a_default_is_written(tmp_path):
