@@ -14,6 +14,7 @@ from paper_figures.overhead_text import overhead_text
 from paper_figures.plots import draw_all, evidence_drawings, write_figures
 from paper_figures.published import Published, load_published
 from paper_figures.tables import results_table, with_published, write_tables
+from repro.ending import ended
 from repro.errors import ReproError
 from repro.harness.records import Record, read_records
 
@@ -42,19 +43,20 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; a user's mistake is one line on stderr."""
     options = _parser().parse_args(arguments)
-    try:
-        folders = experiment_folders(options.results, options.experiment)
-        published = _published(options)
-        for folder in folders:
-            print(folder)
-            records = read_records(folder)
-            literature = literature_beside(records, published)
-            VERBS[options.verb](folder, records, literature)
-            if options.show:
-                _show(folder, records, literature)
-    except ReproError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return ended(lambda: _draw(options))
+
+
+def _draw(options: argparse.Namespace) -> int:
+    """Does what the options ask for, experiment by experiment."""
+    folders = experiment_folders(options.results, options.experiment)
+    published = _published(options)
+    for folder in folders:
+        print(folder)
+        records = read_records(folder)
+        literature = literature_beside(records, published)
+        VERBS[options.verb](folder, records, literature)
+        if options.show:
+            _show(folder, records, literature)
     return 0
 
 

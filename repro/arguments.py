@@ -28,20 +28,22 @@ EPILOG = """examples:
   python -m paper_figures                                 tables and figures from the records
 
 """
+PROGRAM = "python -m repro"
 EXIT_CODES = (
     "exit codes: 0 done, 1 a cell failed (its record says why), 2 a mistake in what was asked for, 75 interrupted or busy: run it again, "
     "130 interrupted from the keyboard: likewise"
 )
 
 
-def parser(verbs_by_name: Mapping[str, tuple[Verb, str]]) -> argparse.ArgumentParser:
+def parser(verbs_by_name: Mapping[str, tuple[Verb, str]], program: str = PROGRAM) -> argparse.ArgumentParser:
     """Builds the parser.
 
     Args:
         verbs_by_name: What a verb does with its options, and its summary.
+        program: How it is called.
     """
     root = argparse.ArgumentParser(
-        prog="python -m repro",
+        prog=program,
         description="Trains OFA-Diffusion Compression (arXiv 2604.12668) beside per-size independent pruning; records cost, FID and MACs.",
         epilog=EPILOG + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -8,48 +8,47 @@ import os
 import shlex
 import sys
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from repro.arguments import DEFAULT_METHODS, Verb, parser
+from repro.arguments import DEFAULT_METHODS, PROGRAM, Verb, parser
 from repro.config import load_config
-from repro.errors import INTERRUPTED, InterruptionError, ReproError
+from repro.ending import ended
+from repro.errors import ReproError
 from repro.size_text import size_text
 
 if TYPE_CHECKING:
-    from repro.harness.cells import Cell, Experiment
+    from repro.harness.cells import Cell, Experiment, Method
 
 STARTED = time.monotonic()
 WATCH_SEC = 2.0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
-    options = parser(VERBS).parse_args(arguments)
-    try:
-        return int(options.verb(options))
-    except InterruptionError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except ReproError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except RuntimeError as error:
-        if "torch" not in sys.modules or not _lost_rank(error):
-            raise
-        print(f"error: another rank has gone ({str(error).splitlines()[0]}); run the same command again to go on", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing more may be written to it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """Who calls the command line, where it is not `python -m repro`: a script with methods of its own.
+
+    Attributes:
+        methods: These methods.
+        default: The methods that are run where none are named.
+        typed: How the script is called.
+    """
+
+    methods: "tuple[Method, ...]"
+    default: tuple[str, ...]
+    typed: str
 
 
-def _lost_rank(error: RuntimeError) -> bool:
-    from repro.harness.distributed import is_loss_of_a_rank
+def main(arguments: list[str] | None = None, script: Script | None = None) -> int:
+    """Runs one command and returns its exit code.
 
-    return is_loss_of_a_rank(error)
+    Args:
+        arguments: The words of the command; None takes those of the process.
+        script: Who calls.
+    """
+    options = parser(VERBS, script.typed if script else PROGRAM).parse_args(arguments)
+    options.script = script
+    return ended(lambda: int(options.verb(options)))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -91,6 +90,10 @@ def _check_launch(options: argparse.Namespace) -> None:
     for flag, value in (("--ranks", options.ranks), ("--parallel-cells", options.parallel_cells)):
         if value < 1:
             raise ReproError(f"{flag} {value}: must be at least 1")
+    elsewhere = [flag for flag, used in (("--hostfile", options.hostfile), ("--slurm", options.slurm)) if used]
+    if options.script and (options.ranks > 1 or options.parallel_cells > 1 or elsewhere):
+        flag = elsewhere[0] if elsewhere else "--ranks" if options.ranks > 1 else "--parallel-cells"
+        raise ReproError(f"{flag}: starts other processes, which would not know the methods of {options.script.typed}; leave it out")
     several = [flag for flag, used in (("--ranks", options.ranks > 1), ("--parallel-cells", options.parallel_cells > 1)) if used]
     for flag, used in (("--hostfile", options.hostfile), ("--slurm", options.slurm)):
         if used and several:
@@ -157,7 +160,8 @@ def _planned(options: argparse.Namespace) -> tuple["Experiment", list["Cell"]]:
     from repro.harness.cells import plan_cells
     from repro.planning import check_sizes
 
-    cells = plan_cells(experiment, options.methods or list(DEFAULT_METHODS), options.sizes, options.seeds)
+    default = options.script.default if options.script else DEFAULT_METHODS
+    cells = plan_cells(experiment, options.methods or list(default), options.sizes, options.seeds)
     check_sizes(experiment)
     return experiment, cells
 
@@ -225,7 +229,10 @@ def _experiment(options: argparse.Namespace) -> "Experiment":
     places = Places(cache=options.cache or default_cache(), data_root=options.data_root, inception_weights=options.inception_weights)
     source = shlex.join(["--config", options.config, *(word for value in options.set for word in ("--set", value))])
     folders = {"results": options.results / config.name, "runs": options.runs / config.name}
-    return with_budget(Experiment(config=config, methods=METHODS, source=source, places=places, **folders))
+    script: Script | None = options.script
+    methods = METHODS | {method.name: method for method in script.methods} if script else METHODS
+    program = script.typed if script else PROGRAM
+    return with_budget(Experiment(config=config, methods=methods, source=source, program=program, places=places, **folders))
 
 
 def _quiet() -> None:

@@ -32,11 +32,11 @@ NARROW = {
 }
 
 
-def words(settings, flag="--set "):
-    return " ".join(flag + shlex.quote(f"{key}={json.dumps(value)}") for key, value in settings.items())
+def words(settings):
+    return " ".join("--set " + shlex.quote(f"{key}={json.dumps(value)}") for key, value in settings.items())
 
 
-DIGITS, SCRIPT, NARROWED = words(TINY), words(TINY, ""), words(NARROW)
+DIGITS, NARROWED = words(TINY), words(NARROW)
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
 COPY = f"--data-root copy --set data.sha256={hashlib.sha256(IMAGES.tobytes()).hexdigest()}"
 LOCAL = "nox -s reproduce_digits"
@@ -90,9 +90,9 @@ TABLE = {
     "python -m repro run --methods base,ofa --set base.source=path ...": Small(
         words=f"--sizes 0.5 {DIGITS}", after=("python own_base.py",)
     ),
-    "python spread.py": Small(words=SCRIPT, after=(LOCAL,), says="spread-0.5-seed0"),
-    "python cubic_law.py": Small(words=SCRIPT, after=(LOCAL,), says="cubic_joint-seed0"),
-    "python cut_alone.py": Small(words=SCRIPT, after=(LOCAL,), says="cut_alone-0.5-seed0"),
+    "python spread.py": Small(words=f"--sizes 0.5 {DIGITS}", after=(LOCAL,), says="spread-0.5-seed0"),
+    "python cubic_law.py": Small(words=DIGITS, after=(LOCAL,), says="cubic_joint-seed0"),
+    "python cut_alone.py": Small(words=f"--sizes 0.5 {DIGITS}", after=(LOCAL,), says="cut_alone-0.5-seed0"),
     "python -m paper_figures --results results/local --experiment digits --show": Small(
         after=("python spread.py", "python cubic_law.py", "python cut_alone.py"), says="cubic"
     ),

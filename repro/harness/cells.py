@@ -149,6 +149,7 @@ class Experiment:
         runs: The folder of its heavy artefacts: weights, checkpoints, samples.
         places: Where data and weights that it did not make lie.
         source: How the configuration was named on the command line, with its overrides, to repeat it.
+        program: How the command line is called.
     """
 
     config: Config
@@ -156,6 +157,7 @@ class Experiment:
     results: Path
     runs: Path
     source: str
+    program: str = "python -m repro"
     places: Places = field(default_factory=Places)
     written: Config | None = None
     _loaded: "dict[ImagesKey, Images]" = field(default_factory=dict, repr=False, compare=False)
