@@ -60,7 +60,7 @@ def lint(session: nox.Session) -> None:
 def reproduce_digits(session: nox.Session) -> None:
     """Train and judge everything on handwritten digits, then draw it: minutes on a CPU."""
     python = _python(session)
-    session.run(python, "-m", "repro", "run", "--config", "digits", *session.posargs)
+    session.run(python, "-m", "repro", "run", "--config", "digits", *session.posargs, *_lanes(session.posargs))
     session.run(python, "-m", "paper_figures", "--results", "results/local", "--experiment", "digits", "--show")
     session.run(python, "-m", "paper_figures", "overhead", "--results", "results/local", "--experiment", "digits")
 
@@ -85,7 +85,8 @@ def reproduce_cifar10(session: nox.Session) -> None:
 def baselines(session: nox.Session) -> None:
     """Prune and train every size alone, by each baseline; `-- --config NAME` for another experiment than digits."""
     python = _python(session)
-    session.run(python, "-m", "repro", "run", "--methods", "diff_pruning,magnitude,random,scratch", *session.posargs)
+    methods = ("--methods", "diff_pruning,magnitude,random,scratch")
+    session.run(python, "-m", "repro", "run", *methods, *session.posargs, *_lanes(session.posargs))
 
 
 @nox.session
@@ -93,7 +94,7 @@ def evidence(session: nox.Session) -> None:
     """Run every ablation, rival and budget that the claims rest on, three seeds or five, then judge them: hours of two cores."""
     python = _python(session)
     for methods, arguments in EVIDENCE:
-        session.run(python, "-m", "repro", "run", "--methods", methods, *arguments, *session.posargs)
+        session.run(python, "-m", "repro", "run", "--methods", methods, *arguments, *session.posargs, *_lanes(session.posargs))
     experiment = _name_of(_last(["--config", "digits", *session.posargs], "--config"))
     session.run(python, "-m", "paper_figures", "claims", "--results", "results/local", "--experiment", experiment)
 
@@ -126,6 +127,12 @@ def bench(session: nox.Session) -> None:
 def overhead(session: nox.Session) -> None:
     """Print what one training run for all sizes costs beside one run for each."""
     session.run(_python(session), "-m", "paper_figures", "overhead", *session.posargs)
+
+
+def _lanes(arguments: Sequence[str]) -> list[str]:
+    """Returns what has a CPU with several cores run two cells at a time, unless the arguments say how to start, or there is a GPU."""
+    told = any(word.partition("=")[0] in ("--parallel-cells", "--ranks", "--hostfile", "--slurm") for word in arguments)
+    return [] if told or shutil.which("nvidia-smi") or (os.cpu_count() or 1) < 2 else ["--parallel-cells", "2"]
 
 
 def _last(arguments: Sequence[str], flag: str) -> str:

@@ -1,6 +1,7 @@
 """What the tests share: a tiny configuration and its base."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,39 @@ CIFAR10_NETWORK = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
 }
+
+
+# What was skipped -> how to have it tested.
+REMEDIES = {
+    "chromium": "install Debian's chromium, or Chrome: the report in a real browser",
+    "playwright": "install playwright: the report in a real browser",
+    "pdflatex": "install pdflatex: the LaTeX tables compile",
+    "GPU": "run `pytest tests/gpu -s` on a machine with a CUDA GPU",
+    "OFA_TEST_CIFAR10": "set OFA_TEST_CIFAR10 to a folder with CIFAR-10's train.npz and test.npz",
+    "INCEPTION": "set the variable to a file of Inception's weights",
+    "compiler": "install a C++ compiler: torch.compile on a CPU",
+    "superuser": "run as another user than root: folders that may not be written",
+}
+
+
+QUICK = ("ofa", "rivals", "independent", "diffusion", "clock_records_config", "laws", "cells", "averages", "published", "energy")
+
+
+def pytest_collection_modifyitems(items):
+    """Marks the tests of the files that take seconds."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in QUICK:
+            item.add_marker(pytest.mark.quick)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says what was not tested, and how to have it tested."""
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", []))
+    if reasons:
+        terminalreporter.section("not tested here")
+    for reason, count in reasons.most_common():
+        remedy = next((remedy for word, remedy in REMEDIES.items() if word in reason), "")
+        terminalreporter.line(f"{count} tests: {reason}{f'; {remedy}' if remedy else ''}")
 
 
 @pytest.fixture(scope="session")

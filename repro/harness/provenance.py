@@ -70,6 +70,9 @@ def _processor() -> str:
 
 
 def _version(package: str) -> str | None:
+    """Returns a package's version; of torch with its build, such as 2.13.0+cpu, which the distribution's leaves out."""
+    if package == "torch":
+        return str(torch.__version__)
     try:
         return version(package)
     except PackageNotFoundError:
