@@ -277,7 +277,7 @@ class Evaluation:
         samples: Images that are drawn from each network.
         sampling_seeds: One set of samples for each.
         batch_size: Images of a sampling step; the samples do not depend on it.
-        sampler_steps: Denoiser evaluations for each image (NFE).
+        sampler_steps: Denoiser evaluations for each image (NFE); fewer where some of the quadratic ones fall on one timestep.
         spacing: Of the sampler's timesteps: `uniform` or `quadratic`.
         clip_sample: Whether the predicted clean image is clipped to [-1, 1] at every step.
         reference_images: How many training images stand against the samples, from the first; 0 takes all.
