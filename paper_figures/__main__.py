@@ -42,12 +42,10 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; a user's mistake is one line on stderr."""
-    options = _parser().parse_args(arguments)
-    return ended(lambda: _draw(options))
+    return ended(lambda: _run(_parser().parse_args(arguments)))
 
 
-def _draw(options: argparse.Namespace) -> int:
-    """Does what the options ask for, experiment by experiment."""
+def _run(options: argparse.Namespace) -> int:
     folders = experiment_folders(options.results, options.experiment)
     published = _published(options)
     for folder in folders:

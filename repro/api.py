@@ -1,14 +1,11 @@
 """What scripts and notebooks import: the parts of an experiment, and `main`, which gives methods of one's own the command line.
 
-    sys.exit(main(trained_once("cubic", "OFA-Diffusion under a cubic law", law=Cubic())))
+    sys.exit(main(trained_once("cubic", "OFA-Diffusion under a cubic law", law=Cubic()), default=["ofa", "cubic"]))
 
-makes a script whose verbs, options, messages and exit codes are those of `python -m repro`; without a verb it runs its own methods.
+makes a script whose verbs, options, messages and exit codes are those of `python -m repro`.
 """
 
-import os
-import shlex
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from baselines.recipes import Criterion, Task
 from repro import cli
@@ -16,11 +13,12 @@ from repro.config import Config, load_config
 from repro.errors import ReproError
 from repro.harness.cells import Cell, Experiment, Method, Product, Variant, base_cell, plan_cells
 from repro.harness.experiment import load_model, run_cells, train_cell
-from repro.methods import METHODS, trained_alone, trained_once
+from repro.methods import METHODS, needs_base, trained_alone, trained_once
 from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import Law
 from repro.ofa.supernet import Supernet
 from repro.planning import plan_of, score_base, size_of
+from repro.program import this_script
 from repro.single import train_alone
 
 __all__ = [
@@ -40,6 +38,7 @@ __all__ = [
     "load_config",
     "load_model",
     "main",
+    "needs_base",
     "pipes_of",
     "plan_cells",
     "plan_of",
@@ -53,16 +52,13 @@ __all__ = [
 ]
 
 
-def main(own: Iterable[Method], *, beside: Iterable[str] = (), arguments: list[str] | None = None) -> int:
+def main(*own: Method | Iterable[Method], default: Sequence[str] = (), arguments: Sequence[str] | None = None) -> int:
     """Runs one command of the script that calls it, as `python -m repro` does, and returns its exit code.
 
     Args:
-        own: Methods beside those of the package, as `trained_once` and `trained_alone` return them.
-        beside: Methods of the package that are run with them where `--methods` names none, such as a control.
+        own: Methods beside those of the package, one by one or as `trained_once` and `trained_alone` return them.
+        default: The methods that are run where `--methods` names none; where this is empty, those of one's own.
         arguments: The words after the script's name; None takes those that it was started with.
     """
-    words = sys.argv[1:] if arguments is None else arguments
-    methods = tuple(own)
-    default = (*beside, *(method.name for method in methods if method.judged))
-    script = cli.Script(methods=methods, default=default, typed=f"python {shlex.quote(os.path.relpath(sys.argv[0]))}")
-    return cli.main(words if words and words[0] in cli.VERBS else ["run", *words], script)
+    methods = [method for part in own for method in ([part] if isinstance(part, Method) else part)]
+    return cli.main(arguments, own=methods, default=default, program=this_script())

@@ -1,11 +1,12 @@
 """What `python -m repro` understands: its verbs, their options and their help. Nothing heavy is imported here."""
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from repro.config import SHIPPED
+from repro.program import MODULE, Program
 
 Number = TypeVar("Number", int, float)
 NETWORKS = ", ".join(sorted(path.stem for path in (SHIPPED / "networks").glob("*.json")))
@@ -35,17 +36,20 @@ EXIT_CODES = (
 )
 
 
-def parser(verbs_by_name: Mapping[str, tuple[Verb, str]], program: str = PROGRAM) -> argparse.ArgumentParser:
+def parser(
+    verbs_by_name: Mapping[str, tuple[Verb, str]], *, program: Program = MODULE, default: Sequence[str] = DEFAULT_METHODS
+) -> argparse.ArgumentParser:
     """Builds the parser.
 
     Args:
         verbs_by_name: What a verb does with its options, and its summary.
-        program: How it is called.
+        program: What the command begins with.
+        default: The methods that are run where none is named.
     """
     root = argparse.ArgumentParser(
-        prog=program,
+        prog=program.typed,
         description="Trains OFA-Diffusion Compression (arXiv 2604.12668) beside per-size independent pruning; records cost, FID and MACs.",
-        epilog=EPILOG + EXIT_CODES,
+        epilog=(EPILOG if program == MODULE else "") + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = root.add_subparsers(required=True, metavar="VERB")
@@ -79,17 +83,17 @@ def parser(verbs_by_name: Mapping[str, tuple[Verb, str]], program: str = PROGRAM
         )
         verb.add_argument("--data-root", type=Path, metavar="DIR", help="an offline copy of the data set; nothing is downloaded then")
         verb.add_argument("--inception-weights", type=Path, metavar="FILE", help="Inception's weights, in place of their download")
-        _add_options(name, verb)
+        _add_options(name, verb, default)
     return root
 
 
-def _add_options(name: str, verb: argparse.ArgumentParser) -> None:
+def _add_options(name: str, verb: argparse.ArgumentParser, default: Sequence[str]) -> None:
     if name in ("run", "estimate", "status"):
         verb.add_argument(
             "--methods",
             type=_names,
             metavar="A,B",
-            help=f"methods (default: {','.join(DEFAULT_METHODS)}; status: all but ablations not begun)",
+            help=f"methods (default: {','.join(default)}; status: all but ablations not begun)",
         )
         verb.add_argument("--sizes", type=_floats, metavar="P,Q", help="sizes (default: all that the configuration reports)")
         verb.add_argument("--seeds", type=_integers, default=[0], metavar="K,L", help="seeds (default: 0)")

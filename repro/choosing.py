@@ -76,7 +76,7 @@ def choose(experiment: Experiment, budget: dict[str, float], *, seed: int) -> Ch
     found = candidates(experiment, METHOD, seed, budget)
     if not found:
         raise ReproError(
-            f"{experiment.results}: no measured subnet of {METHOD} at seed {seed}; make them with `{experiment.program} run "
+            f"{experiment.results}: no measured subnet of {METHOD} at seed {seed}; make them with `{experiment.program.typed} run "
             f"{experiment.source} --methods {METHOD} --seeds {seed}`, or name another folder with --results"
         )
     fitting = [candidate for candidate in found if candidate.fits(budget)]

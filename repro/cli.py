@@ -8,13 +8,14 @@ import os
 import shlex
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from repro.arguments import DEFAULT_METHODS, PROGRAM, Verb, parser
 from repro.config import load_config
 from repro.ending import ended
 from repro.errors import ReproError
+from repro.program import MODULE, Program
 from repro.size_text import size_text
 
 if TYPE_CHECKING:
@@ -24,31 +25,25 @@ STARTED = time.monotonic()
 WATCH_SEC = 2.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Script:
-    """Who calls the command line, where it is not `python -m repro`: a script with methods of its own.
-
-    Attributes:
-        methods: These methods.
-        default: The methods that are run where none are named.
-        typed: How the script is called.
-    """
-
-    methods: "tuple[Method, ...]"
-    default: tuple[str, ...]
-    typed: str
-
-
-def main(arguments: list[str] | None = None, script: Script | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None, *, own: Sequence["Method"] = (), default: Sequence[str] = (), program: Program = MODULE
+) -> int:
     """Runs one command and returns its exit code.
 
     Args:
-        arguments: The words of the command; None takes those of the process.
-        script: Who calls.
+        arguments: The words of the command; None takes those that the process was started with.
+        own: Methods beside those of the package.
+        default: The methods that are run where `--methods` names none; where this is empty, those of one's own, or else the package's.
+        program: What the command begins with.
     """
-    options = parser(VERBS, script.typed if script else PROGRAM).parse_args(arguments)
-    options.script = script
-    return ended(lambda: int(options.verb(options)))
+    default = list(default) or [method.name for method in own if method.judged] or list(DEFAULT_METHODS)
+
+    def command() -> int:
+        given = argparse.Namespace(own=own, default=default, program=program)
+        options = parser(VERBS, program=program, default=default).parse_args(arguments, given)
+        return int(options.verb(options))
+
+    return ended(command)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -61,7 +56,9 @@ def _run(options: argparse.Namespace) -> int:
 
         load_config(options.config, options.set)  # a mistake is told once, not by every rank
         command = ["run", *_shared(options), *_asked(options)]
-        return run_hosts(command, options.hostfile) if options.hostfile else run_ranks(command, options.ranks)
+        if options.hostfile:
+            return run_hosts(options.program, command, options.hostfile)
+        return run_ranks(options.program, command, options.ranks)
     experiment, cells = _planned(options)
     if options.slurm:
         return _slurm(options, experiment, cells)
@@ -160,8 +157,7 @@ def _planned(options: argparse.Namespace) -> tuple["Experiment", list["Cell"]]:
     from repro.harness.cells import plan_cells
     from repro.planning import check_sizes
 
-    default = options.script.default if options.script else DEFAULT_METHODS
-    cells = plan_cells(experiment, options.methods or list(default), options.sizes, options.seeds)
+    cells = plan_cells(experiment, options.methods or options.default, options.sizes, options.seeds)
     check_sizes(experiment)
     return experiment, cells
 
@@ -224,15 +220,30 @@ def _experiment(options: argparse.Namespace) -> "Experiment":
     from repro.budget import with_budget
     from repro.harness.cells import Experiment
     from repro.harness.places import Places, default_cache
-    from repro.methods import METHODS
 
     places = Places(cache=options.cache or default_cache(), data_root=options.data_root, inception_weights=options.inception_weights)
     source = shlex.join(["--config", options.config, *(word for value in options.set for word in ("--set", value))])
     folders = {"results": options.results / config.name, "runs": options.runs / config.name}
-    script: Script | None = options.script
-    methods = METHODS | {method.name: method for method in script.methods} if script else METHODS
-    program = script.typed if script else PROGRAM
-    return with_budget(Experiment(config=config, methods=methods, source=source, program=program, places=places, **folders))
+    known = {"methods": _methods(options.own), "program": options.program}
+    return with_budget(Experiment(config=config, source=source, places=places, **folders, **known))
+
+
+def _methods(own: Sequence["Method"]) -> "Mapping[str, Method]":
+    """Returns the methods of the package and those of one's own, by name.
+
+    Raises:
+        ReproError: One of one's own has a name that another has, or that a file cannot have.
+    """
+    from repro.methods import METHODS
+
+    methods = dict(METHODS)
+    for method in own:
+        if not method.name.isidentifier():
+            raise ReproError(f"method '{method.name}': its records are named by it; give it a name of letters, digits and _")
+        if method.name in methods:
+            raise ReproError(f"method '{method.name}': there is one of this name already; give yours another")
+        methods[method.name] = method
+    return methods
 
 
 def _quiet() -> None:

@@ -19,17 +19,18 @@ from typing import IO
 
 from repro.errors import INTERRUPTED, ReproError
 from repro.harness.interruption import PARENT
+from repro.program import Program
 
 GRACE_SEC = 60.0  # to write a checkpoint
 POLL_SEC = 0.1
-MODULE = [sys.executable, "-m", "repro"]
 
 
-def run_ranks(arguments: Sequence[str], ranks: int) -> int:
+def run_ranks(program: Program, arguments: Sequence[str], ranks: int) -> int:
     """Runs a command as ranks of one run on this machine, and returns the exit code: that of the first rank that failed.
 
     Args:
-        arguments: What comes after `python -m repro`.
+        program: The program, which each rank starts.
+        arguments: What comes after it.
         ranks: How many; on a machine with GPUs each has its own.
     """
     port = _free_port()
@@ -41,18 +42,19 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> int:
             for rank, log in enumerate(logs):
                 with log.open("wb") as output:
                     variables = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                    processes.append(start([*MODULE, *arguments], variables, None if rank == 0 else output))
+                    processes.append(start([sys.executable, *program.words, *arguments], variables, None if rank == 0 else output))
             code = _first_failure(processes)
         if code:
             _explain(processes.index(code), code.returncode, logs[processes.index(code)])
     return exit_code(code.returncode) if code else 0
 
 
-def run_hosts(arguments: Sequence[str], hostfile: Path) -> int:
+def run_hosts(program: Program, arguments: Sequence[str], hostfile: Path) -> int:
     """Runs a command as ranks on the hosts of a file, through DeepSpeed's launcher, and returns its exit code.
 
     Args:
-        arguments: What comes after `python -m repro`.
+        program: The program, which each rank starts.
+        arguments: What comes after it.
         hostfile: A line `HOST slots=N` for each; the hosts share this folder, this environment and the file system.
 
     Raises:
@@ -72,10 +74,11 @@ def run_hosts(arguments: Sequence[str], hostfile: Path) -> int:
             f"--hostfile {hostfile}: DeepSpeed reaches other hosts through pdsh, which is not installed; or start with torchrun"
         )
     where = [f"--{name.lower()}={os.environ[name]}" for name in ("MASTER_ADDR", "MASTER_PORT") if os.environ.get(name)]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile), *where, "--no_local_rank", "--module"]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile), *where, "--no_local_rank"]
     processes: list[subprocess.Popen[bytes]] = []
     with ended_with_this(processes):
-        processes.append(start([*launcher, "repro", *arguments], {PARENT: ""}, None))  # its ranks are no children of this process
+        command = [*launcher, *program.for_launcher(), *arguments]
+        processes.append(start(command, {PARENT: ""}, None))  # its ranks are no children of this process
         return exit_code(processes[0].wait())
 
 

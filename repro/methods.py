@@ -133,7 +133,8 @@ def _sizeless(_config: Config) -> tuple[None]:
     return (None,)
 
 
-def _needs_base(config: Config, cell: Cell) -> tuple[Cell, ...]:
+def needs_base(config: Config, cell: Cell) -> tuple[Cell, ...]:
+    """Returns the base of a cell's seed, as the one cell that it needs."""
     return (base_cell(config, cell.seed),)
 
 
@@ -166,7 +167,7 @@ def trained_once(name: str, summary: str, variant: Variant | None = None, law: L
         summary=f"{summary}: the one training run for all sizes",
         sizes=_varied(_sizeless, variant),
         make=make_joint,
-        needs=_needs_base,
+        needs=needs_base,
         budget=lambda _config: "ofa_training",
         judged=False,
         scores="formula4",
@@ -208,7 +209,7 @@ def trained_alone(name: str, recipe: str, summary: str, variant: Variant | None 
         return (scores_cell(scored_by, cell),) if scored_by and cell.size != 1 else ()
 
     def needs(config: Config, cell: Cell) -> tuple[Cell, ...]:
-        return (*_needs_base(config, cell), *delivered_by(config, cell))
+        return (*needs_base(config, cell), *delivered_by(config, cell))
 
     method = Method(
         name=name,
@@ -227,7 +228,7 @@ def trained_alone(name: str, recipe: str, summary: str, variant: Variant | None 
         summary=f"{summary}: the one gradient pass that scores the channels for all sizes",
         sizes=_varied(_sizeless, variant),
         make=_make_scores,
-        needs=_needs_base,
+        needs=needs_base,
         judged=False,
         scores="diff_pruning",
         variant=variant,
@@ -255,7 +256,7 @@ CONTROLS = [
         summary="a size of the base by the method's plan, without training",
         sizes=_pruned,
         make=_make_untrained,
-        needs=_needs_base,
+        needs=needs_base,
         scores="formula4",
         prunes="pipes",
     ),
@@ -264,7 +265,7 @@ CONTROLS = [
         summary="the base pruned at random, without training",
         sizes=_pruned,
         make=partial(_make_baseline, "random", False),
-        needs=_needs_base,
+        needs=needs_base,
     ),
 ]
 BASE = Method(

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from repro.errors import ReproError
 from repro.harness.cells import Cell, Experiment, state_of
 from repro.harness.experiment import cells_to_run, check_writable, work_of
 from repro.harness.progress import bar_style, say
-from repro.launch import MODULE, POLL_SEC, ended_with_this, last_words, start, threads_for
+from repro.launch import POLL_SEC, ended_with_this, last_words, start, threads_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class Lane:
 
 
 def cell_arguments(shared: Sequence[str], cell: Cell) -> list[str]:
-    """Returns what comes after `python -m repro` to run one cell, given the words that all cells share."""
+    """Returns what comes after the program to run one cell, given the words that all cells share."""
     return ["run", *shared, *cell.words(), "--yes"]
 
 
@@ -97,7 +98,7 @@ def _begin(experiment: Experiment, cell: Cell, shared: Sequence[str], lane: Lane
     log = log_of(experiment, cell)
     log.parent.mkdir(parents=True, exist_ok=True)
     variables = {"CUDA_VISIBLE_DEVICES": ",".join(lane.devices)} if lane.devices else {}
-    command = [*MODULE, *cell_arguments(shared, cell), *(["--ranks", str(ranks)] if ranks > 1 else [])]
+    command = [sys.executable, *experiment.program.words, *cell_arguments(shared, cell), *(["--ranks", str(ranks)] if ranks > 1 else [])]
     with log.open("ab") as output:
         return start(command, variables | {"OMP_NUM_THREADS": threads_for(count * ranks)}, output)
 

@@ -22,7 +22,7 @@ FIRST_PORT, PORTS = 20_000, 10_000  # below those that systems hand out themselv
 
 SCRIPT_TEXT = """\
 #!/usr/bin/env bash
-# A job array: each index is a cell. {submit} submits it; `python -m repro run --slurm` wrote both.
+# A job array: each index is a cell. {submit} submits it; `{program} run --slurm` wrote both.
 {directives}
 
 set -e
@@ -151,9 +151,10 @@ def _script(experiment: Experiment, cells: list[Cell], folder: Path, arguments: 
     return SCRIPT_TEXT.format(
         script=SCRIPT,
         submit=SUBMIT,
+        program=experiment.program.typed,
         directives="\n".join(f"#SBATCH {option}" for option in _options(experiment.config.name, cluster, folder)),
         setup="\n".join(cluster.setup) or _this_python(),
-        shared=shlex.join(["python", "-m", "repro", "run", *arguments]),
+        shared=shlex.join(["python", *experiment.program.words, "run", *arguments]),
         cases="\n".join(_case(index, cell) for index, cell in enumerate(cells, 1)),
         count=len(cells),
         first_port=FIRST_PORT,

@@ -1,71 +1,114 @@
-"""Scripts with methods of their own have the command line's manners."""
+"""A script has the command line's verbs, messages and exit codes; and a reader that leaves early ends a command quietly."""
 
-import os
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-TINY = str(Path(__file__).parent / "tiny.toml")
-SCRIPT = """
+from repro.api import METHODS, Law, Method, Product, main, needs_base, trained_alone, trained_once
+from repro.harness.cells import Experiment, plan_cells
+from repro.program import MODULE, Program
+from repro.slurm import write_slurm
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ROOT / "tests" / "tiny.toml"
+SCRIPT = """\
 import sys
-from repro.api import Law, main, trained_once
+
+from repro.api import main, trained_alone
+
+if __name__ == "__main__":
+    sys.exit(main(trained_alone("own", "random", "pruned at random under a name of its own")))
+"""
+
 
 class Cubic(Law):
     def shares(self, sizes):
         total = sum(1 / size**3 for size in sizes)
         return {size: 1 / size**3 / total for size in sizes}
 
-if __name__ == "__main__":
-    sys.exit(main(trained_once("cubic", "under a cubic law", law=Cubic())))
-"""
+
+def own(name="own"):
+    return trained_alone(name, "random", "pruned at random")
 
 
-@pytest.fixture
-def script(tmp_path):
-    path = tmp_path / "cubic_law.py"
+def places(folder):
+    return ["--config", str(TINY), "--results", str(folder / "results"), "--runs", str(folder / "runs")]
+
+
+def script(folder, *words):
+    path = folder / "own.py"
     path.write_text(SCRIPT)
-
-    def run(*words):
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            [sys.executable, path.name, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-
-    return run
+    command = [sys.executable, path.name, words[0], *places(folder), *words[1:]]
+    return subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
 
 
-def test_a_script_without_a_verb_runs_its_own_methods_and_shows_their_state(script):
-    ran = script("--config", TINY, "--sizes", "0.5")
-    assert ran.returncode == 0, ran.stderr
-    assert "cubic-0.5-seed0" in ran.stdout and "cubic_joint-seed0" in ran.stdout and "diff_pruning" not in ran.stdout
-    shown = script("status", "--config", TINY, "--methods", "cubic")
-    assert "cubic-0.5-seed0" in shown.stdout and "1 missing" in shown.stdout  # size 1 was not asked for
-    # Beside a run of another configuration it ends in one line, with a remedy that it knows.
-    other = script("--config", TINY, "--sizes", "0.5", "--set", "ofa_training.steps=9")
-    assert other.returncode == 2
-    assert other.stderr.count("\n") == 1 and other.stderr.startswith("error: ")
-    assert "ofa_training.steps was 8, is 9" in other.stderr and "--results" in other.stderr
-    again = script("--config", TINY, "--sizes", "0.5", "--set", "ofa_training.steps=9", "--results", "elsewhere", "--runs", "elsewhere")
-    assert again.returncode == 0, again.stderr
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A folder where a script has run its method, two cells at a time."""
+    folder = tmp_path_factory.mktemp("script")
+    done = script(folder, "run", "--sizes", "0.5", "--parallel-cells", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
 
 
-@pytest.mark.parametrize("words", [("--ranks", "2"), ("--parallel-cells", "2"), ("--slurm", "jobs")])
-def test_other_processes_that_would_not_know_its_methods_are_refused(script, words):
-    ran = script("--config", TINY, *words)
-    assert ran.returncode == 2
-    assert ran.stderr.startswith(f"error: {words[0]}: starts other processes") and ran.stderr.count("\n") == 1
+def test_a_script_makes_the_cells_of_its_method_also_in_processes_of_their_own(ran):
+    record = json.loads((ran / "results" / "tiny" / "own-0.5-seed0.json").read_text())
+    assert record["status"] == "done" and record["quality"]
+    assert record["provenance"]["command"] == f"python own.py run --config {TINY} --methods own --sizes 0.5 --seeds 0"
+    told = script(ran, "status", "--sizes", "0.5", "--methods", "base,own")
+    assert told.returncode == 0 and "2 done, 0 running" in told.stdout
 
 
-def test_a_mistake_names_the_script(script):
-    ran = script("--no-such-option")
-    assert ran.returncode == 2 and "python cubic_law.py" in ran.stderr
+def test_a_script_beside_a_run_of_another_configuration_ends_in_one_line(ran):
+    done = script(ran, "run", "--sizes", "0.5", "--set", "baseline_training.steps=3")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and "made by another configuration" in line and "--results" in line
 
 
-@pytest.mark.parametrize("module", [["repro", "status", "--config", "digits"], ["paper_figures", "overhead", "--results", "results"]])
-def test_a_reader_that_has_seen_enough_is_no_error(module):
-    command = f"{sys.executable} -m {' '.join(module)} | head -n 1"
-    ran = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert "Traceback" not in ran.stderr and "BrokenPipe" not in ran.stderr
+@pytest.mark.parametrize(
+    ("methods", "words", "named"),
+    [
+        (own("ofa"), ["status"], "method 'ofa': there is one of this name already"),
+        ([*own(), *own()], ["status"], "method 'own': there is one of this name already"),
+        (own("../own"), ["status"], "method '../own': its records are named by it"),
+        (own(), ["run", "--methods", "owm"], "--methods owm: no such method; did you mean 'own'?"),
+        (trained_once("own", "a law that is none", law=print), ["estimate"], "is no sampling law"),
+    ],
+)
+def test_a_mistake_in_a_script_is_one_line(tmp_path, capsys, methods, words, named):
+    assert main(methods, arguments=[words[0], *places(tmp_path), *words[1:]]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and named in line
+
+
+def test_without_names_the_methods_of_a_script_are_run(tmp_path, capsys):
+    one = Method(name="one", summary="the base once more", sizes=lambda _config: (0.5,), make=lambda *_: Product(), needs=needs_base)
+    methods = (one, trained_once("two", "a cubic law", law=Cubic()))
+    assert main(*methods, arguments=["status", *places(tmp_path), "--sizes", "0.5"]) == 0
+    assert {"one-0.5-seed0", "two_joint-seed0", "two-0.5-seed0", "ofa-0.5-seed0"} <= set(capsys.readouterr().out.split())
+    for default, named in (([], "one,two"), (["random", "one"], "random,one")):
+        with pytest.raises(SystemExit):
+            main(*methods, default=default, arguments=["run", "--help"])
+        assert f"(default: {named};" in " ".join(capsys.readouterr().out.split())
+
+
+def test_jobs_and_launchers_start_the_script(tmp_path, tiny, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program = Program(words=("/there/own.py",), typed="python own.py")
+    methods = METHODS | {method.name: method for method in own()}
+    experiment = Experiment(config=tiny, methods=methods, results=tmp_path, runs=tmp_path, source="", program=program)
+    write_slurm(experiment, plan_cells(experiment, ["own"], [0.5], [0]), tmp_path / "jobs", ["--config", "tiny"])
+    text = (tmp_path / "jobs" / "cells.sbatch").read_text()
+    assert "shared=(python /there/own.py run --config tiny)" in text and "`python own.py run --slurm`" in text
+    assert program.for_launcher() == ["/there/own.py"] and MODULE.for_launcher() == ["--module", "repro"]
+
+
+@pytest.mark.parametrize("command", ["repro status --config digits", "repro --help", "paper_figures overhead --results results"])
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(command):
+    line = f"{sys.executable} -m {command} | true; exit ${{PIPESTATUS[0]}}"  # nobody reads by the time that it prints
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -90,11 +90,14 @@ TABLE = {
     "python -m repro run --methods base,ofa --set base.source=path ...": Small(
         words=f"--sizes 0.5 {DIGITS}", after=("python own_base.py",)
     ),
-    "python spread.py": Small(words=f"--sizes 0.5 {DIGITS}", after=(LOCAL,), says="spread-0.5-seed0"),
-    "python cubic_law.py": Small(words=DIGITS, after=(LOCAL,), says="cubic_joint-seed0"),
-    "python cut_alone.py": Small(words=f"--sizes 0.5 {DIGITS}", after=(LOCAL,), says="cut_alone-0.5-seed0"),
+    "python spread.py": Small(words="--help", says="python spread.py VERB"),
+    "python spread.py run --sizes 0.5": Small(words=DIGITS, after=(LOCAL,), says="spread-0.5-seed0"),
+    "python cubic_law.py": Small(words="--help", says="python cubic_law.py VERB"),
+    "python cubic_law.py run": Small(words=f"--sizes 0.5 {DIGITS}", after=(LOCAL,), says="cubic_joint-seed0"),
+    "python cut_alone.py": Small(words="--help", says="python cut_alone.py VERB"),
+    "python cut_alone.py run": Small(words=f"--sizes 0.5 {DIGITS}", after=(LOCAL,), says="cut_alone-0.5-seed0"),
     "python -m paper_figures --results results/local --experiment digits --show": Small(
-        after=("python spread.py", "python cubic_law.py", "python cut_alone.py"), says="cubic"
+        after=("python spread.py run --sizes 0.5", "python cubic_law.py run", "python cut_alone.py run"), says="cubic"
     ),
     "nox -s bench -- --only memory": Small(words="--rounds 1 --steps 1", says="peak memory"),
 }

@@ -19,6 +19,7 @@ from repro.errors import ReproError
 from repro.harness import memory
 from repro.harness.denoiser import build_base
 from repro.launch import run_hosts
+from repro.program import MODULE
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "tiny.toml"
@@ -71,14 +72,14 @@ def test_a_rank_starts_no_ranks(tmp_path, capsys, monkeypatch):
 def test_a_hostfile_without_hosts_is_refused_by_name(tmp_path, content):
     (tmp_path / "hosts").write_text(content)
     with pytest.raises(ReproError, match=r"hosts: write a line `HOST slots=N`"):
-        run_hosts([], tmp_path / "hosts")
+        run_hosts(MODULE, [], tmp_path / "hosts")
 
 
 def test_other_hosts_need_pdsh(tmp_path, monkeypatch):
     (tmp_path / "hosts").write_text("a slots=2\nb slots=2\n")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ReproError, match="pdsh, which is not installed"):
-        run_hosts([], tmp_path / "hosts")
+        run_hosts(MODULE, [], tmp_path / "hosts")
 
 
 # Memory

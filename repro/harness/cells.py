@@ -17,6 +17,7 @@ from repro.harness.places import Places
 from repro.harness.records import Record, read_record, record_path
 from repro.networks import image_shape
 from repro.ofa.sampling_law import Law, check_law, named_law
+from repro.program import MODULE, Program
 from repro.size_text import size_text
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Cell:
         return f"{self.method}-seed{self.seed}" if self.size is None else f"{self.method}-{size_text(self.size)}-seed{self.seed}"
 
     def words(self) -> list[str]:
-        """Returns the words of `python -m repro run` that ask for this cell alone, and for what it needs.
+        """Returns the words of the verb `run` that ask for this cell alone, and for what it needs.
 
         The base is asked for without its size: `--sizes` takes the reported ones, and the whole network need not be among them.
         """
@@ -149,7 +150,7 @@ class Experiment:
         runs: The folder of its heavy artefacts: weights, checkpoints, samples.
         places: Where data and weights that it did not make lie.
         source: How the configuration was named on the command line, with its overrides, to repeat it.
-        program: How the command line is called.
+        program: What a command that makes its cells begins with; a method of one's own is known by its script alone.
     """
 
     config: Config
@@ -159,6 +160,7 @@ class Experiment:
     source: str
     program: str = "python -m repro"
     places: Places = field(default_factory=Places)
+    program: Program = MODULE
     written: Config | None = None
     _loaded: "dict[ImagesKey, Images]" = field(default_factory=dict, repr=False, compare=False)
 

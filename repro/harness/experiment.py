@@ -308,7 +308,7 @@ def _read_made(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         made: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise ReproError(
-            f"{path.parent}: nothing there; run `{experiment.program} run {experiment.source} --methods {cell.method}` first"
+            f"{path.parent}: nothing there; run `{experiment.program.typed} run {experiment.source} --methods {cell.method}` first"
         ) from error
     except (OSError, ValueError) as error:
         raise ReproError(f"{path}: not readable ({error}); delete the folder {path.parent} and run the command again") from error

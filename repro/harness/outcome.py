@@ -34,7 +34,7 @@ def blank_record(experiment: Experiment, method: Method, cell: Cell, begun: str)
             **provenance.software(),
             "config": config.as_dict(),
             "config_sha256": config.sha256(),
-            "command": f"{experiment.program} run {experiment.source} {' '.join(cell.words())}",
+            "command": f"{experiment.program.typed} run {experiment.source} {' '.join(cell.words())}",
             "started_utc": begun,
             "lives": 1,
         },
