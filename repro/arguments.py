@@ -29,7 +29,6 @@ EPILOG = """examples:
   python -m paper_figures                                 tables and figures from the records
 
 """
-PROGRAM = "python -m repro"
 EXIT_CODES = (
     "exit codes: 0 done, 1 a cell failed (its record says why), 2 a mistake in what was asked for, 75 interrupted or busy: run it again, "
     "130 interrupted from the keyboard: likewise"

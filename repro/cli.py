@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from repro.arguments import DEFAULT_METHODS, PROGRAM, Verb, parser
+from repro.arguments import DEFAULT_METHODS, Verb, parser
 from repro.config import load_config
 from repro.ending import ended
 from repro.errors import ReproError
@@ -87,10 +87,6 @@ def _check_launch(options: argparse.Namespace) -> None:
     for flag, value in (("--ranks", options.ranks), ("--parallel-cells", options.parallel_cells)):
         if value < 1:
             raise ReproError(f"{flag} {value}: must be at least 1")
-    elsewhere = [flag for flag, used in (("--hostfile", options.hostfile), ("--slurm", options.slurm)) if used]
-    if options.script and (options.ranks > 1 or options.parallel_cells > 1 or elsewhere):
-        flag = elsewhere[0] if elsewhere else "--ranks" if options.ranks > 1 else "--parallel-cells"
-        raise ReproError(f"{flag}: starts other processes, which would not know the methods of {options.script.typed}; leave it out")
     several = [flag for flag, used in (("--ranks", options.ranks > 1), ("--parallel-cells", options.parallel_cells > 1)) if used]
     for flag, used in (("--hostfile", options.hostfile), ("--slurm", options.slurm)):
         if used and several:

@@ -158,7 +158,6 @@ class Experiment:
     results: Path
     runs: Path
     source: str
-    program: str = "python -m repro"
     places: Places = field(default_factory=Places)
     program: Program = MODULE
     written: Config | None = None
