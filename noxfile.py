@@ -27,6 +27,7 @@ EVIDENCE = (
         "ofa_n7,ofa_n31,ofa_formula5,ofa_magnitude,ofa_prefix,ofa_regroup,ofa_m5,ofa_weighted,ofa_sandwich,ofa_distilled",
         ("--seeds", "0,1,2"),
     ),
+    ("diff_pruning_averaged", ("--seeds", "0,1,2")),
     ("diff_pruning_t0,diff_pruning_t02,diff_pruning_distilled", ("--seeds", "0,1,2", "--sizes", "0.5")),
 )
 
@@ -60,7 +61,7 @@ def lint(session: nox.Session) -> None:
 def reproduce_digits(session: nox.Session) -> None:
     """Train and judge everything on handwritten digits, then draw it: minutes on a CPU."""
     python = _python(session)
-    session.run(python, "-m", "repro", "run", "--config", "digits", *_both_cores(session.posargs))
+    session.run(python, "-m", "repro", "run", "--config", "digits", *session.posargs, *_lanes(session.posargs))
     session.run(python, "-m", "paper_figures", "--results", "results/local", "--experiment", "digits", "--show")
     session.run(python, "-m", "paper_figures", "overhead", "--results", "results/local", "--experiment", "digits")
 
@@ -85,7 +86,8 @@ def reproduce_cifar10(session: nox.Session) -> None:
 def baselines(session: nox.Session) -> None:
     """Prune and train every size alone, by each baseline; `-- --config NAME` for another experiment than digits."""
     python = _python(session)
-    session.run(python, "-m", "repro", "run", "--methods", "diff_pruning,magnitude,random,scratch", *_both_cores(session.posargs))
+    methods = ("--methods", "diff_pruning,magnitude,random,scratch")
+    session.run(python, "-m", "repro", "run", *methods, *session.posargs, *_lanes(session.posargs))
 
 
 @nox.session
@@ -93,7 +95,7 @@ def evidence(session: nox.Session) -> None:
     """Run every ablation, rival and budget that the claims rest on, three seeds or five, then judge them: hours of two cores."""
     python = _python(session)
     for methods, arguments in EVIDENCE:
-        session.run(python, "-m", "repro", "run", "--methods", methods, *arguments, *_both_cores(session.posargs))
+        session.run(python, "-m", "repro", "run", "--methods", methods, *arguments, *session.posargs, *_lanes(session.posargs))
     experiment = _name_of(_last(["--config", "digits", *session.posargs], "--config"))
     session.run(python, "-m", "paper_figures", "claims", "--results", "results/local", "--experiment", experiment)
 
@@ -128,17 +130,17 @@ def overhead(session: nox.Session) -> None:
     session.run(_python(session), "-m", "paper_figures", "overhead", *session.posargs)
 
 
-def _both_cores(arguments: Sequence[str]) -> list[str]:
-    """Returns the words of a run: with two cells at a time where there is no GPU, a core would idle, and the user did not say how.
+def _lanes(arguments: Sequence[str]) -> list[str]:
+    """Returns what has a CPU run two cells at a time, where a core would idle and the arguments do not say how a run is started.
 
     A cell comes to the same numbers beside another as alone where its configuration says how many threads it has; else torch would share
     the cores out among the cells, and other threads round otherwise.
     """
     flags = ("--parallel-cells", "--ranks", "--hostfile", "--slurm")
-    told = any(word.partition("=")[0] in flags or "compute.threads" in word for word in arguments) or "RANK" in os.environ
+    told = any(word.partition("=")[0] in flags or "compute.threads" in word for word in arguments)
     threads = _threads(_last(["--config", "digits", *arguments], "--config"))
     idle = threads > 0 and _cores() >= 2 * threads and shutil.which("nvidia-smi") is None
-    return [*arguments, "--parallel-cells", "2"] if idle and not told else list(arguments)
+    return ["--parallel-cells", "2"] if idle and not told else []
 
 
 def _threads(config: str) -> int:

@@ -168,7 +168,7 @@ CLAIMS = (
         "Its quality is satisfactory",
         "ofa",
         INDEPENDENT,
-        measure="FID, OFA against Diff-Pruning, equal images per size",
+        measure="FID, OFA against Diff-Pruning, equal images per run",
         margin=QUALITY_MARGIN_PCT,
     ),
     _quality(

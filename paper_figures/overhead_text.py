@@ -12,7 +12,7 @@ CURRENCIES = ("device_hours", "train_pflop")
 WIDTH = 56
 BUSY_WORDS = " (busy machine)"
 FAIR = {
-    "equal images per size": ("ofa", "slimmable", INDEPENDENT),
+    "equal images per run": ("ofa", "slimmable", INDEPENDENT),
     "equal total compute, that of all independent runs": ("ofa_long", INDEPENDENT),
     "equal total compute, that of one joint run": ("ofa", "diff_pruning_short"),
 }

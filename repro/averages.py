@@ -60,8 +60,8 @@ def mean_of_seeds(per_seed: Sequence[Sequence[float]]) -> Mean:
 def cost_of(group: Sequence[Record], by_name: Mapping[str, Record]) -> Cost:
     """Returns the mean cost of the records of one method and size, one for each seed.
 
-    A record's cost is its own and that of every cell that delivers it, in full and once, as for the joint run of a subnet or the scoring
-    that the sizes of a seed share.
+    A record's cost is its own and that of every cell that delivers it, once: the joint run of a subnet in full, of a pass that only scores
+    channels an even share, since each pruned size of the seed pays one.
 
     Args:
         group: The records.
@@ -75,7 +75,7 @@ def cost_of(group: Sequence[Record], by_name: Mapping[str, Record]) -> Cost:
         if missing:
             return Cost(device_hours=None, note=f"{missing[0]} has no record")
         parts = [record, *(by_name[name] for name in names)]
-        hours.append([_cost(part).get("device_hours") for part in parts])
+        hours.append([_shared(part, record, by_name) for part in parts])
         paid_for += parts
     devices = sorted({_device(part) for part in paid_for})
     if len(devices) > 1:
@@ -85,6 +85,21 @@ def cost_of(group: Sequence[Record], by_name: Mapping[str, Record]) -> Cost:
     busy = any((_cost(part).get("busy") or {}).get("marked") for part in paid_for)
     sums = [sum(hour for hour in own if hour is not None) for own in hours]
     return Cost(device_hours=statistics.fmean(sums), device=devices[0], busy=busy)
+
+
+def _shared(part: Record, of: Record, by_name: Mapping[str, Record]) -> float | None:
+    """Returns the device-hours of a part of a record's cost that fall on the record."""
+    hours: float | None = _cost(part).get("device_hours")
+    training = part.get("training") or {}
+    if part is of or hours is None or not training.get("scoring_pflop") or training["train_pflop"] > training["scoring_pflop"]:
+        return hours
+    method, seed, name = of["cell"]["method"], of["cell"]["seed"], part["cell"]["name"]
+    served = [
+        other
+        for other in by_name.values()
+        if (other["cell"]["method"], other["cell"]["seed"]) == (method, seed) and name in (other.get("delivered_by") or ())
+    ]
+    return hours / max(1, len(served))
 
 
 def _paid_for(record: Record, by_name: Mapping[str, Record]) -> list[str]:

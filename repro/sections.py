@@ -156,7 +156,7 @@ class Training:
         warmup_steps: Steps in which it rises to that.
         schedule: What follows: `constant`, or a `cosine` down to 0.
         gradient_clipping: The largest norm of the gradient; 0 clips nothing.
-        ema_decay: Of the average of the weights, at every step; the first step's average is the weights that the run starts from.
+        ema_decay: Of the average of the weights, at every step; the average starts from the weights after the first one.
         dropout: In the residual (and feed-forward) units.
         horizontal_flip: Whether every image is mirrored with probability 1/2.
         zero_stage: Of DeepSpeed.
@@ -277,7 +277,7 @@ class Evaluation:
         samples: Images that are drawn from each network.
         sampling_seeds: One set of samples for each.
         batch_size: Images of a sampling step; the samples do not depend on it.
-        sampler_steps: Denoiser evaluations for each image (NFE).
+        sampler_steps: Denoiser evaluations for each image (NFE); fewer where some of the quadratic ones fall on one timestep.
         spacing: Of the sampler's timesteps: `uniform` or `quadratic`.
         clip_sample: Whether the predicted clean image is clipped to [-1, 1] at every step.
         reference_images: How many training images stand against the samples, from the first; 0 takes all.

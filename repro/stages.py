@@ -158,13 +158,16 @@ def _scoring(config: Config, method: Method, cells: list[Cell], macs: float) -> 
 
 
 def _training(experiment: Experiment, method: Method, cells: list[Cell], costs: Costs) -> Stage:
-    """The training of a method's cells, and the networks that they leave; a teacher's forward pass is a third of a training step's."""
+    """The training of a method's cells, and what they leave: networks, or gradients, which are as many as the base's weights.
+
+    A teacher's forward pass is a third of a training step's.
+    """
     config = method.config(experiment.written or experiment.config)
-    leaves_networks = method.pixels is None and method.scores != "diff_pruning"
-    params = [costs.params[1.0 if cell.size is None else cell.size] for cell in cells if leaves_networks]
+    params = [costs.params[1.0 if cell.size is None else cell.size] for cell in cells if method.pixels is None]
     kept, section = 4 * sum(params) / GB, method.budget(config)
     if not section:
-        return Stage(name=f"{method.name}: networks", kind="other", kept_gb=kept)
+        left = "gradients" if method.scores == "diff_pruning" else "networks"
+        return Stage(name=f"{method.name}: {left}", kind="other", kept_gb=kept)
     settings: Training = getattr(config, section)
     images = settings.steps * settings.batch_size
     shares = [_joint_shares(experiment, cell) if cell.size is None else {cell.size: 1.0} for cell in cells]

@@ -25,6 +25,29 @@ CIFAR10_NETWORK = {
 }
 
 
+QUICK = (
+    "ofa",
+    "rivals",
+    "independent",
+    "diffusion",
+    "clock_records_config",
+    "laws",
+    "cells",
+    "averages",
+    "published",
+    "energy",
+    "busy",
+    "cost",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Marks the tests of the files that take seconds."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in QUICK:
+            item.add_marker(pytest.mark.quick)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Config:
     """The tiny configuration."""

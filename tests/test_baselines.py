@@ -10,15 +10,14 @@ from torch import nn
 
 from baselines import criteria
 from baselines.pruning import prune_to_params
-from baselines.recipes import RECIPES, Task, starting_network
+from baselines.recipes import RECIPES, Task, scoring_gradients, starting_network
 from repro.config import Diffusion, Network, Pruning, load_config
 from repro.errors import ReproError
 from repro.harness.cost import count_macs, count_macs_torch_pruning
 from repro.harness.data import digits
-from repro.harness.denoiser import build_base, load_denoiser, save_denoiser
+from repro.harness.denoiser import build_base, load_denoiser, save_denoiser, set_dropout
 from repro.harness.diffusion import noise_schedule, sampling_scheduler
-
-pytestmark = pytest.mark.quick
+from repro.harness.randomness import generator
 
 EXAMPLE = (torch.zeros(1, 1, 8, 8), torch.zeros(1))
 
@@ -186,14 +185,23 @@ def test_gradients_are_summed_until_the_loss_falls_below_the_threshold(threshold
 # --- recipes
 
 
-def task(network, share, *, seed=0):
+SETTINGS = Pruning(images=8, threshold=0.9)
+
+
+def schedule():
+    return noise_schedule(Diffusion(num_train_timesteps=20))
+
+
+def task(network, share, *, seed=0, scored=False):
+    """What a recipe needs; `scored` takes Diff-Pruning's gradients of the network beforehand."""
     return Task(
         base=network,
         params=round(share * size_of(network)),
         images=digits(),
-        schedule=noise_schedule(Diffusion(num_train_timesteps=20)),
-        settings=Pruning(images=8, threshold=0.9),
+        schedule=schedule(),
+        settings=SETTINGS,
         seed=seed,
+        gradients=scoring_gradients(network, digits(), schedule(), SETTINGS, seed)[0] if scored else {},
     )
 
 
@@ -213,7 +221,7 @@ def test_a_recipe_at_full_size_starts_from_a_copy_of_the_base(network, recipe):
 @pytest.mark.parametrize("recipe", ["diff_pruning", "scratch"])
 def test_a_recipe_meets_the_size_and_repeats_itself(network, recipe):
     base = clone(network)
-    one, again = (starting_network(recipe, task(base, 0.5)) for _ in range(2))
+    one, again = (starting_network(recipe, task(base, 0.5, scored=recipe == "diff_pruning")) for _ in range(2))
     assert size_of(one) == pytest.approx(0.5 * size_of(network), rel=0.03)
     assert weights_equal(one, again)
     assert weights_equal(base, network)
@@ -238,11 +246,63 @@ def test_scratch_has_the_shapes_of_magnitude_pruning_and_weights_of_its_own(netw
 
 def test_diff_pruning_scores_by_the_gradients_of_its_seed_s_images(network):
     base = clone(network)
-    one, other_seed = (starting_network("diff_pruning", task(base, 0.5, seed=seed)) for seed in (0, 1))
+    one, other_seed = (starting_network("diff_pruning", task(base, 0.5, seed=seed, scored=True)) for seed in (0, 1))
     magnitude = starting_network("magnitude", task(base, 0.5))
     assert shapes(one) == shapes(other_seed) == shapes(magnitude)
     assert not weights_equal(one, magnitude)
     assert not weights_equal(one, other_seed)
+
+
+def loop_gradients(network, seed):
+    """Diff-Pruning's gradients as its paper has them: t = 0, 1, ... of one batch and one noise, while the loss is 0.9 of the largest."""
+    model, pixels, noises = copy.deepcopy(network).eval(), digits().pixels, schedule()
+    stream = generator(torch.device("cpu"), "diff-pruning", seed)
+    chosen = torch.randperm(len(pixels), generator=stream)[:8]
+    clean = pixels[chosen].float() / 127.5 - 1
+    noise = torch.randn(clean.shape, generator=stream)
+    total = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    largest = 0.0
+    for timestep in range(20):
+        alpha_bar = float(noises.alphas_cumprod[timestep])
+        noisy = alpha_bar**0.5 * clean + (1 - alpha_bar) ** 0.5 * noise
+        loss = (model(noisy, torch.full((8,), timestep)).sample - noise).square().mean()
+        largest = max(largest, loss.item())
+        if loss.item() < 0.9 * largest:
+            return total, timestep
+        for name, gradient in zip(total, torch.autograd.grad(loss, list(model.parameters())), strict=True):
+            total[name] += gradient
+    return total, 20
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_one_gradient_pass_is_that_of_a_plain_loop_and_leaves_the_base_as_it_was(network, seed):
+    base = clone(network)
+    set_dropout(base.train(), 0.5)  # shows whether the base is scored in evaluation mode
+    found, timesteps = scoring_gradients(base, digits(), schedule(), SETTINGS, seed)
+    expected, used = loop_gradients(network, seed)
+    assert timesteps == used
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()) + 1e-8)
+    assert weights_equal(base, network)
+    assert all(parameter.grad is None for parameter in base.parameters())
+
+
+def test_one_gradient_pass_serves_every_size_and_the_gradients_that_lie_on_the_base_do_not_matter(network):
+    base = clone(network)
+    gradients, _ = scoring_gradients(base, digits(), schedule(), SETTINGS, 0)
+    for parameter in base.parameters():
+        parameter.grad = torch.full_like(parameter, 1e6)  # of something earlier
+    for share in (0.75, 0.5):
+        given = dataclasses.replace(task(base, share), gradients=gradients)
+        assert weights_equal(
+            starting_network("diff_pruning", given), starting_network("diff_pruning", task(clone(network), share, scored=True))
+        )
+
+
+def test_diff_pruning_without_its_gradients_is_an_error(network):
+    with pytest.raises(KeyError, match=r"conv_in\.weight"):
+        starting_network("diff_pruning", task(clone(network), 0.5))
 
 
 # --- the paper's network

@@ -15,8 +15,6 @@ from repro.harness.busy import BusyMeter, Tally, is_busy
 from repro.harness.clock import Clock
 from repro.harness.progress import HEARTBEAT, CellProgress
 
-pytestmark = pytest.mark.quick
-
 
 class Machine:
     """A clock, the CPU time and the load average of a machine on which `wanting` processes want a core."""

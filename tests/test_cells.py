@@ -18,8 +18,6 @@ from repro.harness.cells import Cell, Experiment, plan_cells
 from repro.methods import METHODS
 from repro.size_text import size_text
 
-pytestmark = pytest.mark.quick
-
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "tiny.toml"
 THIRD = 1 / 3

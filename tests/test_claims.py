@@ -455,7 +455,7 @@ def test_the_csv_holds_what_the_table_shows(folder):
 def test_the_overhead_shows_both_fair_comparisons(folder, capsys):
     assert main(["overhead", "--results", str(folder)]) == 0
     out = capsys.readouterr().out
-    for words in ("equal images per size", "that of all independent runs", "that of one joint run", "OFA, trained longer"):
+    for words in ("equal images per run", "that of all independent runs", "that of one joint run", "OFA, trained longer"):
         assert words in out
 
 

@@ -1,5 +1,6 @@
 """The clock, the records, writing files, signs of life and the configuration."""
 
+import dataclasses
 import json
 import os
 import re
@@ -8,12 +9,13 @@ import socket
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 
 import pytest
 import torch
 
-from repro.config import load_config
+from repro.config import SHIPPED, Config, load_config
 from repro.errors import BusyError, ReproError, RunError
 from repro.harness import provenance
 from repro.harness.clock import PHASES, Clock, device_hours, training_overhead
@@ -21,8 +23,7 @@ from repro.harness.heartbeat import read_heartbeat
 from repro.harness.lock import held, holder
 from repro.harness.records import read_record, read_records, record_path, write_record
 from repro.harness.storage import sha256_of_file, write_atomically
-
-pytestmark = pytest.mark.quick
+from repro.sections import ABSENT
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "tiny.toml"
@@ -532,12 +533,56 @@ def test_override_that_cannot_be_followed_is_refused(override):
 @pytest.mark.parametrize(
     "override",
     [
-        *("name=other", "trial=false", "base.seed=1", "evaluation.samples=41", "evaluation.sampling_seeds=[1]", "allocation.floor=0.26"),
+        *("name=other", "trial=false", "data.sha256='" + "0" * 64 + "'", "evaluation.samples=41", "evaluation.sampling_seeds=[1]"),
+        *("allocation.floor=0.26", "importance.batch_size=16", "pruning.images=9", "compute.threads=1", "sampling_law.m=2.0"),
         *("base_training.steps=13", "ofa_training.steps=9", "network.freq_shift=1", "classifier.seed=1", "diffusion.beta_end=0.021"),
     ],
 )
 def test_hash_changes_with_any_value(override):
     assert load_config(str(TINY), [override]).sha256() != load_config(str(TINY)).sha256()
+
+
+# A configuration whose hash changes disowns every record that was made under it: do that knowingly, and make the records anew.
+SHIPPED_HASHES = {
+    "cifar10": "6f028906ee0221d484455cee7304d5d5aba6209b0c128329b146ef0123a8e598",
+    "cifar10_short": "88320cee9e9938463b29b030a45dcfa411d575a853bcdb2e49d3cac5fc1ce5d3",
+    "digits": "45de6595a2b57edacfd004c3b5042567e893c788de524701efe0d461857215a5",
+    "digits_transformer": "03a417095d31e74f83bc9abc56d10e031ef9e022628a96c91e63ee486d5d644f",
+}
+
+
+def test_hashes_of_the_shipped_configurations_are_those_that_their_records_were_made_under():
+    assert {path.stem: load_config(path.stem).sha256() for path in SHIPPED.glob("*.toml")} == SHIPPED_HASHES
+
+
+def added_keys():
+    """Every key that came later: how it is written, with the value that means what its absence meant, and another one."""
+    trainings = ("base_training", "ofa_training", "baseline_training", "finetuning")
+    values = {"loss_reduction": ("mean", "sum"), "timesteps": ("independent", "antithetic"), "loss_weighting": ("uniform", "min_snr")}
+    known = {f"{section}.{key}": pair for section in trainings for key, pair in values.items()}
+    known |= {"pruning.channels": ("in_groups", "averaged"), "pruning.timesteps": (0, 17)}
+    return known | {"classifier.sha256": ("", "a" * 64), "base.sha256": ([], ["a" * 64])}
+
+
+@pytest.mark.parametrize("key", added_keys())
+@pytest.mark.parametrize("name", [path.stem for path in SHIPPED.glob("*.toml")])
+def test_a_key_that_came_later_leaves_the_hash_alone_at_its_default_alone(name, key):
+    default, other = (json.dumps(value) for value in added_keys()[key])
+    at_default, at_other = (load_config(name, [f"{key}={value}"]) for value in (default, other))
+    section, _, leaf = key.partition(".")
+    assert leaf not in at_default.as_dict()[section]
+    assert at_default.sha256() != at_other.sha256()
+    assert json.dumps(at_other.as_dict()[section][leaf]) == other
+    without = {part: dict(values) if isinstance(values, dict) else values for part, values in at_other.as_dict().items()}
+    del without[section][leaf]
+    assert without == at_default.as_dict()  # nothing else differs
+
+
+def test_the_keys_that_came_later_are_these_and_no_others():
+    hints = typing.get_type_hints(Config)
+    sections = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    found = {f"{name}.{item.name}" for name, hint in sections.items() for item in dataclasses.fields(hint) if item.metadata.get(ABSENT)}
+    assert found == set(added_keys())
 
 
 def test_hash_does_not_change_with_the_order_of_keys_or_how_a_default_is_written(tmp_path):

@@ -18,8 +18,6 @@ from repro.ofa.allocation import make_plan
 from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
 
-pytestmark = pytest.mark.quick
-
 CIFAR10_SHAPE = (3, 32, 32)
 SIZES = (0.25, 0.5, 0.75, 1.0)
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch_fidelity import feature_extractor_inceptionv3
 
 from repro import estimate, stages, throughput
-from repro.config import SamplingLaw, load_config
+from repro.config import SamplingLaw, changed, load_config
 from repro.errors import ReproError
 from repro.estimate import Estimate
 from repro.harness.cells import Cell, Experiment, plan_cells
@@ -162,14 +162,25 @@ def test_training_and_sampling_agree_with_a_count_by_hand(tiny, tmp_path):
 
 def test_importance_features_and_classifier_agree_with_a_count_by_hand(tiny, tmp_path):
     found = work(tiny, tmp_path)
-    assert found["ofa_joint: importance"].images == found["untrained: importance"].images == 64
-    scored = found["diff_pruning: importance, at most"]
-    assert scored.images == 8 * 1000  # at size 1 nothing is pruned
+    for name in ("ofa_joint: importance", "untrained: importance"):
+        assert found[name].images == 64
+        assert found[name].pflop == pytest.approx(4 * BASE_MACS * 64 / 1e15)  # forward and once backward: activations' gradients alone
+    assert "diff_pruning: importance, at most" not in found
+    scored = found["diff_pruning_scores: importance, at most"]  # once for all sizes
+    assert scored.images == 8 * 1000
     assert scored.pflop == pytest.approx(6 * BASE_MACS * 8 * 1000 / 1e15)
     # the reference, the two halves of the floor, noise, and 40 of base, untrained, ofa twice, diff_pruning twice, random
     assert found["features for fid_classifier"].images == 1797 + 2 * 898 + 40 + 7 * 40
     assert found["classifier: training"].images == 40 * 128
-    assert found["all else"].seconds == pytest.approx(10 * (2 + 28 * BASE_PARAMS / 35.7e6))
+    assert found["all else"].seconds == pytest.approx(11 * (2 + 28 * BASE_PARAMS / 35.7e6))
+
+
+def test_a_gradient_pass_is_counted_once_for_a_seed_and_by_the_timesteps_that_are_expected(tiny, tmp_path):
+    config = changed(tiny, {"pruning.timesteps": 300})
+    found = work(config, tmp_path, seeds=(0, 1, 2))
+    assert not any(name.endswith("at most") for name in found)
+    assert found["diff_pruning_scores: importance"].images == 3 * 8 * 300
+    assert found["diff_pruning_scores: importance"].pflop == pytest.approx(3 * 6 * BASE_MACS * 8 * 300 / 1e15)
 
 
 def test_seeds_and_sampling_seeds_multiply_the_work(tiny, tmp_path):
@@ -177,8 +188,18 @@ def test_seeds_and_sampling_seeds_multiply_the_work(tiny, tmp_path):
     once, found = work(tiny, tmp_path), work(twice, tmp_path, seeds=(0, 1, 2))
     assert found["ofa_joint: training"].pflop == pytest.approx(3 * once["ofa_joint: training"].pflop)
     assert found["ofa: sampling"].pflop == pytest.approx(6 * once["ofa: sampling"].pflop)
-    assert found["base: sampling"].pflop == pytest.approx(2 * once["base: sampling"].pflop)
-    assert found["base: training"] == once["base: training"]
+    assert found["base: sampling"].pflop == pytest.approx(6 * once["base: sampling"].pflop)  # a base of its own for every seed
+    assert found["base: training"].pflop == pytest.approx(3 * once["base: training"].pflop)
+    assert found["base: training"].kept_gb == pytest.approx(3 * once["base: training"].kept_gb)
+
+
+@pytest.mark.parametrize("source", ["path", "hub"])
+def test_a_base_that_was_given_is_one_for_all_seeds(tiny, tmp_path, source):
+    more = {"folder": "somewhere"} if source == "path" else {"repository": "google/ddpm-cifar10-32", "revision": "0" * 40}
+    given = dataclasses.replace(tiny, base=dataclasses.replace(tiny.base, source=source, **more))
+    once, found = work(given, tmp_path), work(given, tmp_path, seeds=(0, 1, 2))
+    assert found["base: sampling"] == once["base: sampling"] and found["base: networks"] == once["base: networks"]
+    assert found["ofa: sampling"].pflop == pytest.approx(3 * once["ofa: sampling"].pflop)
 
 
 def test_sandwich_shares_the_images_of_a_step_among_several_sizes(tiny, tmp_path):
@@ -195,6 +216,7 @@ def test_disk_holds_networks_checkpoints_samples_and_reference_features(tiny, tm
     assert base.kept_gb == pytest.approx(4 * BASE_PARAMS / 1e9)
     assert base.passing_gb == pytest.approx(3 * 4 * 4 * BASE_PARAMS / 1e9)  # two that are kept, and the next
     assert pruned.kept_gb == pytest.approx(4 * (BASE_PARAMS + half) / 1e9)
+    assert found["diff_pruning_scores: gradients"].kept_gb == pytest.approx(4 * BASE_PARAMS / 1e9)
     assert found["ofa: sampling"].passing_gb == pytest.approx(40 * 64 / 1e9)
     assert found["features for fid_classifier"].kept_gb == 0
     inception = dataclasses.replace(tiny, evaluation=dataclasses.replace(tiny.evaluation, metric="fid", reference_images=100))

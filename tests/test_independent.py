@@ -24,8 +24,6 @@ from repro.ofa.importance import pipe_importance
 from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
 
-pytestmark = pytest.mark.quick
-
 # --- the Frechet distance
 
 

@@ -1,6 +1,5 @@
 """A sampling law of one's own is honoured wherever the configuration's is: draws, loss weights, checks, estimates, ratios of compute."""
 
-import dataclasses
 import json
 import time
 from collections import Counter
@@ -12,9 +11,10 @@ import torch
 from repro.config import changed
 from repro.errors import ReproError
 from repro.harness.cells import Cell, Experiment, plan_cells
+from repro.harness.cost import count_macs
 from repro.harness.diffusion import NoisyBatch
 from repro.harness.experiment import run_cells
-from repro.joint import _chain, check_shares
+from repro.joint import _chain, check_shares, load_supernet
 from repro.methods import METHODS, trained_once
 from repro.ofa.allocation import make_plan
 from repro.ofa.pipes import pipes_of
@@ -24,8 +24,6 @@ from repro.planning import equal_importance
 from repro.preflight import preflight
 from repro.stages import costs_of, stages
 from repro.variants import compute_ratio
-
-pytestmark = pytest.mark.quick
 
 SIZES = (1.0, 0.75, 0.5, 0.25)
 
@@ -148,6 +146,9 @@ def test_a_joint_run_under_a_law_of_ones_own_trains_what_the_law_draws(tiny, tmp
     experiment = experiment_of(tiny, Smallest(), tmp_path)
     run_cells(experiment, plan_cells(experiment, ["own"], [0.5], [0])[:2], started=time.monotonic())
     record = json.loads((tmp_path / "results" / "own_joint-seed0.json").read_text())
-    macs = [costs_of(dataclasses.replace(experiment, config=tiny), tiny.allocation.rule).macs[size] for size in (0.25, 0.5)]
+    supernet = load_supernet(experiment, JOINT)
+    whole, smallest = (count_macs(supernet.extract(size), (1, 8, 8)).total for size in (1.0, 0.25))
     images = tiny.ofa_training.steps * tiny.ofa_training.batch_size
-    assert record["training"]["train_pflop"] < 6 * sum(macs) / 2 * images / 1e15  # the smallest alone, but for the plan by importance
+    training = record["training"]
+    assert training["scoring_pflop"] == pytest.approx(4 * whole * tiny.importance.images / 1e15)  # forward and one backward pass
+    assert training["train_pflop"] - training["scoring_pflop"] == pytest.approx(6 * smallest * images / 1e15)

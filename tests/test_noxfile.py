@@ -22,7 +22,7 @@ def sessions(monkeypatch):
 
 @pytest.mark.parametrize("words", [[], ["--seeds", "0,1"], ["--config", "digits_transformer"]])
 def test_two_cells_run_at_a_time_where_a_core_would_idle(sessions, words):
-    assert sessions._both_cores(words) == [*words, *TWO]
+    assert sessions._lanes(words) == TWO
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,12 @@ def test_two_cells_run_at_a_time_where_a_core_would_idle(sessions, words):
     ],
 )
 def test_who_says_how_a_run_is_started_is_heeded(sessions, words):
-    assert sessions._both_cores(words) == words
+    assert sessions._lanes(words) == []
 
 
 def test_one_core_and_a_gpu_run_one_cell_at_a_time(sessions, monkeypatch):
     monkeypatch.setattr(sessions, "_cores", lambda: 1)
-    assert sessions._both_cores([]) == []
+    assert sessions._lanes([]) == []
     monkeypatch.setattr(sessions, "_cores", lambda: 64)
     monkeypatch.setattr(sessions.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert sessions._both_cores([]) == []
+    assert sessions._lanes([]) == []

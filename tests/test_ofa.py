@@ -12,14 +12,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repro.errors import ReproError
-from repro.harness.denoiser import build_base
+from repro.harness.denoiser import build_base, set_dropout
 from repro.ofa.allocation import Plan, floor_units, formula5, gradual, make_plan, ranking, uniform, unit_importance
 from repro.ofa.importance import pipe_importance
 from repro.ofa.pipes import Pipe, pipes_of
 from repro.ofa.sampling_law import linear_law, named_law
 from repro.ofa.supernet import Supernet
-
-pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = (1.0, 0.75, 0.5, 0.25)
@@ -166,8 +164,8 @@ def batched_importance(model, pipes, images, timesteps, noise, batch_size):
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12])
 def test_batched_importance_is_that_of_the_loop_over_images_whatever_the_batch(tiny, batch_size):
-    # Dropout shows whether the base is scored in evaluation mode.
-    model = shake(build_base(tiny.network, seed=0, dropout=0.5))
+    model = shake(build_base(tiny.network, seed=0))
+    set_dropout(model, 0.5)  # shows whether the base is scored in evaluation mode
     pipes = pipes_of(model)
     images, timesteps = inputs(12)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(3))
@@ -529,7 +527,9 @@ def test_a_change_of_the_shared_weights_reaches_every_size(base):
 
 
 def test_training_mode_reaches_the_subnets(tiny):
-    supernet = supernet_of(build_base(tiny.network, seed=0, dropout=0.5))
+    model = build_base(tiny.network, seed=0)
+    set_dropout(model, 0.5)
+    supernet = supernet_of(model)
     images, timesteps = inputs()
 
     def twice():

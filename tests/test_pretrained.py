@@ -101,12 +101,13 @@ def test_the_cifar10_network_is_the_one_on_the_hub(tmp_path):
         "act_fn": "silu",
     }
     assert {key: ours[key] for key in hub} == hub
-    assert origin(config.base) == {
-        "source": "hub",
-        "weights": "raw",
-        "repository": "google/ddpm-cifar10-32",
-        "revision": "267b167dc01f0e4e61923ea244e8b988f84deb80",
-    }
+    for seed in (0, 3):  # one for all seeds
+        assert origin(config, seed) == {
+            "source": "hub",
+            "weights": "raw",
+            "repository": "google/ddpm-cifar10-32",
+            "revision": "267b167dc01f0e4e61923ea244e8b988f84deb80",
+        }
 
 
 def test_a_branch_is_no_revision():

@@ -261,7 +261,9 @@ def test_other_clipping_and_tools_are_footnotes_of_the_row(shipped):
     (item,) = (item for item in literature_beside(make_cifar10_records(clip_sample=True), shipped).shown if item.entry.fid == 5.29)
     assert item.note == (
         "Fang et al., 2023, Table 1, https://arxiv.org/abs/2305.10924; trained 100,000 steps x 128; MACs by torch-pruning; "
-        "predicted images clipped while sampling: no, here yes; FID by pytorch-fid, here by torch-fidelity 0.4.0"
+        "predicted images clipped while sampling: no, here yes; FID by pytorch-fid, here by torch-fidelity 0.4.0; "
+        "the authors' code scores (weight x gradient)^2 of convolutions and |weight x gradient| of norms, the paper's text "
+        "|weight x gradient|; it clips the gradient of the loss summed over pixels and draws antithetic timesteps"
     )
 
 

@@ -16,8 +16,6 @@ from baselines import criteria, pruning
 from repro.config import Network
 from repro.harness.denoiser import build_base
 
-pytestmark = pytest.mark.quick
-
 GROUPS = 2
 # What the rows of the first layer, the scale of the norm and the column of the last layer say of each of eight channels in two groups.
 ROWS = (4.0, 0.25, 0.5, 1.0, 0.5, 3.0, 4.0, 0.5)

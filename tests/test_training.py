@@ -150,7 +150,7 @@ def plain_loop(module, loss_of, *, steps, learning_rate, warmup, cosine, clip, d
     losses, bites = [], 0
     module.train()
     for step in range(steps):
-        factor = min(1.0, step / warmup)
+        factor = min(1.0, step / warmup) if warmup else 1.0
         if cosine and step >= warmup:
             factor = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
         optimizer.param_groups[0]["lr"] = learning_rate * factor
@@ -164,8 +164,7 @@ def plain_loop(module, loss_of, *, steps, learning_rate, warmup, cosine, clip, d
             for value in parameters.values():
                 value.grad *= min(1.0, clip / (norm + 1e-6))
         optimizer.step()
-        # diffusers' EMAModel: the first update copies, later ones use min(decay, (1 + n) / (10 + n)) with n the updates before.
-        keep = 0.0 if step == 0 else min(decay, (1 + step) / (10 + step))
+        keep = decay if step else 0.0  # the average starts from the weights after the first step
         for name, value in parameters.items():
             shadow[name] = keep * shadow[name] + (1 - keep) * value.detach()
     return shadow, losses, bites
@@ -173,7 +172,8 @@ def plain_loop(module, loss_of, *, steps, learning_rate, warmup, cosine, clip, d
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 @pytest.mark.parametrize("clip", [0.0, 0.3])
-def test_loop_equals_a_plain_torch_loop(tiny, schedule, clip):
+@pytest.mark.parametrize(("warmup", "decay"), [(3, 0.25), (3, 0.9), (0, 0.25), (0, 0.9)])  # (1 + n) / (10 + n) never comes near 0.9 here
+def test_loop_equals_a_plain_torch_loop(tiny, schedule, clip, warmup, decay):
     run, budget = run_of(tiny, "base"), {"steps": 8, "learning_rate": 3e-3}
 
     def loss_of(module, step):
@@ -182,14 +182,14 @@ def test_loop_equals_a_plain_torch_loop(tiny, schedule, clip):
 
     def reference(clip):
         module = network(tiny, "base")
-        return plain_loop(module, loss_of, **budget, warmup=3, cosine=schedule == "cosine", clip=clip, decay=0.25)
+        return plain_loop(module, loss_of, **budget, warmup=warmup, cosine=schedule == "cosine", clip=clip, decay=decay)
 
     expected, losses, bites = reference(clip)
     module = network(tiny, "base")
     trained = train(
         module,
         run,
-        Training(**budget, batch_size=8, warmup_steps=3, schedule=schedule, gradient_clipping=clip, ema_decay=0.25),
+        Training(**budget, batch_size=8, warmup_steps=warmup, schedule=schedule, gradient_clipping=clip, ema_decay=decay),
         Clock(),
         quiet,
     )
@@ -349,10 +349,10 @@ def test_zero_stage_3_is_refused_when_the_configuration_is_loaded():
 
 @pytest.mark.parametrize(("kind", "stage"), [("base", 0), ("base", 1), ("base", 2), ("linear", 0), ("linear", 1), ("sandwich", 0)])
 def test_resumed_run_has_the_weights_ema_and_moments_of_an_uninterrupted_one(tiny, tmp_path, kind, stage):
-    budget = settings(stage, checkpoint_every_steps=2)
+    budget = settings(stage, BATCH, checkpoint_every_steps=2)
     whole = network(tiny, kind)
-    straight = train(whole, run_of(tiny, kind, folder=tmp_path / "whole"), budget, Clock(), quiet)
-    run = run_of(tiny, kind, folder=tmp_path / "broken")
+    straight = train(whole, run_of(tiny, kind, BATCH, folder=tmp_path / "whole"), budget, Clock(), quiet)
+    run = run_of(tiny, kind, BATCH, folder=tmp_path / "broken")
     with pytest.raises(StoppedError):
         train(network(tiny, kind), run, budget, Clock(), stop_at(3))
     fresh = network(tiny, kind)

@@ -266,19 +266,32 @@ def test_a_chain_is_even_and_holds_the_reported_sizes():
     assert not METHODS["ofa_n31"].sizes(paper)
 
 
-def test_the_compute_of_all_independent_runs_is_that_of_the_law_turned_over():
-    config = load_config("digits")
-    ratio = compute_ratio(config)
+def macs_by_hand(config):
+    """MACs of one forward pass of every size: whole - (1 - P) * internal."""
     with torch.device("meta"):
         base = build_base(config.network, seed=0)
     whole = count_macs(base, (1, 8, 8)).total
     inside = sum(pipe_macs(base, pipes_of(base), (1, 8, 8)).values())
-    macs = [whole - (1 - size) * inside for size in SIZES]
-    joint = sum(share * cost for share, cost in zip((1 / 8, 5 / 24, 7 / 24, 3 / 8), macs, strict=True))  # m = 3: 1, 5/3, 7/3, 3 over 8
-    assert ratio == pytest.approx(sum(macs) / joint)
+    return whole, [whole - (1 - size) * inside for size in SIZES]
+
+
+@pytest.mark.parametrize(("timesteps", "counted"), [(0, 1000), (300, 300)])
+def test_equal_compute_counts_training_and_what_scores_the_channels_on_both_sides(timesteps, counted):
+    config = load_config("digits", [f"pruning.timesteps={timesteps}"])
+    whole, macs = macs_by_hand(config)
+    images = config.ofa_training.steps * config.ofa_training.batch_size
+    assert images == config.baseline_training.steps * config.baseline_training.batch_size == 102_400
+    shares = (1 / 8, 5 / 24, 7 / 24, 3 / 8)  # m = 3: 1, 5/3, 7/3, 3 over 8
+    joint, alone = images * sum(share * cost for share, cost in zip(shares, macs, strict=True)), images * sum(macs)
+    diff_pruning = config.pruning.images * counted * whole  # a forward and a backward pass, as a training image
+    formula4 = config.importance.images * whole * 2 / 3  # the gradients of activations alone: two passes in place of three
+    assert config.pruning.images == 32 and config.importance.images == 1024
+    assert compute_ratio(config) == pytest.approx((alone + diff_pruning) / (joint + formula4))
     long, short = (METHODS[name].config(config) for name in ("ofa_long", "diff_pruning_short"))
-    assert long.ofa_training.steps == round(ratio * config.ofa_training.steps)
-    assert short.baseline_training.steps == round(config.baseline_training.steps / ratio)
+    steps = long.ofa_training.steps
+    assert (steps - 0.5) * joint / 800 <= alone + diff_pruning - formula4 <= (steps + 0.5) * joint / 800
+    steps = short.baseline_training.steps
+    assert (steps - 0.5) * alone / 800 <= joint + formula4 - diff_pruning <= (steps + 0.5) * alone / 800
 
 
 def test_identities_follow_the_method_and_leave_the_base_shared(tiny, tmp_path):
@@ -365,12 +378,17 @@ def test_a_fine_tuned_size_pays_for_the_joint_run_and_for_itself(flow):
     assert record["quality"]["values"] != flow.records["ofa-0.5-seed0"]["quality"]["values"]
 
 
+def test_a_variant_that_scores_as_its_method_does_shares_the_gradient_pass(flow):
+    assert [name for name in flow.records if "scores" in name] == ["diff_pruning_scores-seed0"]
+    assert flow.records["diff_pruning_short-0.5-seed0"]["delivered_by"] == ["diff_pruning_scores-seed0"]
+
+
 def test_running_again_skips_every_variant(flow):
     done = repro(
         "repro", "run", "--config", TINY, "--methods", RUN, "--sizes", "0.5", "--results", "results", "--runs", "runs", cwd=flow.folder
     )
     assert done.returncode == 0
-    assert "17 of 17 cells are done already and skipped" in done.stdout
+    assert "18 of 18 cells are done already and skipped" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["ofa_open-0.5-seed0", "ofa_sandwich-0.5-seed0"])

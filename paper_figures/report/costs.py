@@ -115,7 +115,7 @@ def _against(pair: Comparison, by_name: dict[str, Cell], *, with_base_size: bool
 
 
 def fair(grid: Grid) -> Table:
-    """Returns the table of the quality for the cost, where one thing is equal: images per size, or total compute; with size 1 and without.
+    """Returns the table of the quality for the cost, where one thing is equal: images per run, or total compute; with size 1 and without.
 
     Raises:
         MissingRecordsError: No two approaches can be compared so.

@@ -280,7 +280,7 @@ def plan_cells(experiment: Experiment, names: list[str], sizes: list[float] | No
         experiment: The configuration and its methods.
         names: The methods that are asked for.
         sizes: The sizes that are asked for; None takes all that a method has.
-        seeds: The seeds; the base has the one of its own section.
+        seeds: The seeds; a base that was given is one for all of them.
 
     Raises:
         ReproError: A method is unknown, or a size is outside (0, 1] or not among the reported ones.

@@ -22,7 +22,7 @@ def software() -> dict[str, Any]:
     return {
         "git_commit": commit,
         "git_dirty": bool(changes) if commit else None,
-        "packages": {name: _version(name) for name in PACKAGES} | {"torch": str(torch.__version__)},  # with its build, such as +cu130
+        "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
     }
 
@@ -70,6 +70,9 @@ def _processor() -> str:
 
 
 def _version(package: str) -> str | None:
+    """Returns a package's version; of torch with its build, such as 2.13.0+cpu, which the distribution's leaves out."""
+    if package == "torch":
+        return str(torch.__version__)
     try:
         return version(package)
     except PackageNotFoundError:

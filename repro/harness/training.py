@@ -109,7 +109,7 @@ def _train(
     if run.compiled:
         _warm_up(module, run)
     engine, schedule = _initialize(module, run, settings)
-    # diffusers lets a decay rise to what is asked for; with the least decay set to it too, it holds from the first step.
+    # diffusers lets a decay rise to what is asked for; with the least decay set to it too, it holds from the second step on.
     ema = EMAModel(module.parameters(), decay=settings.ema_decay, min_decay=settings.ema_decay, foreach=True)
     step, curve, pending = 0, [], []
     if saved:
