@@ -60,10 +60,10 @@ def test_another_threshold_has_a_pass_of_its_own_and_other_criteria_have_none(ti
 
 
 def test_the_gradients_are_the_sum_over_the_informative_timesteps(tiny):
-    base, images, schedule = build_base(tiny.network, seed=0).eval(), digits(), noise_schedule(tiny.diffusion)
+    base, images, schedule = build_base(tiny.network, seed=0).eval(), digits(), noise_schedule(Diffusion(num_train_timesteps=20))
     found, used = scoring_gradients(base, images, schedule, tiny.pruning, 3)
     again, _ = scoring_gradients(base, images, schedule, tiny.pruning, 3)
-    assert 1 <= used <= 1000
+    assert 1 <= used <= 20
     assert all(torch.equal(found[name], again[name]) for name in found)
     assert all(parameter.grad is None for parameter in base.parameters())
     assert found.keys() == {name for name, _ in base.named_parameters()}
