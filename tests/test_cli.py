@@ -20,7 +20,10 @@ from repro.sizes import _published_near
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "tiny.toml"
-METHODS = "floor", "noise", "base", "untrained", "untrained_random", "ofa_joint", "ofa", "diff_pruning", "magnitude", "random", "scratch"
+METHODS = (
+    *("floor", "noise", "base", "untrained", "untrained_random", "ofa_joint", "ofa"),
+    *("diff_pruning_scores", "diff_pruning", "magnitude", "random", "scratch"),
+)
 BASE_PARAMS = 44969
 
 
@@ -240,11 +243,11 @@ def test_status_before_anything_is_all_missing_and_makes_nothing(tmp_path):
     done = repro("status", *folders(tmp_path))
     assert done.returncode == 0
     *rows, counts = done.stdout.splitlines()
-    # floor, noise, base, ofa_joint; untrained twice at 0.5; ofa and four baselines at 1 and 0.5
-    assert len(rows) == 6 + 3 * 2 + 2 * 1  # magnitude and random have no cell at size 1
+    # floor, noise, base, ofa_joint, diff_pruning_scores; untrained twice at 0.5; ofa and four baselines at 1 and 0.5
+    assert len(rows) == 7 + 3 * 2 + 2 * 1  # magnitude and random have no cell at size 1
     assert all(row.split()[1] == "missing" for row in rows)
     assert {row.split()[0].partition("-")[0] for row in rows} == set(METHODS)
-    assert counts.startswith("0 done, 0 running, 0 interrupted, 0 failed, 14 missing")
+    assert counts.startswith("0 done, 0 running, 0 interrupted, 0 failed, 15 missing")
     assert list(tmp_path.iterdir()) == []
 
 

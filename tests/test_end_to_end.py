@@ -22,13 +22,16 @@ from repro.config import load_config
 from repro.harness.denoiser import build_base, load_denoiser
 from repro.ofa.allocation import Plan
 from repro.ofa.pipes import pipes_of
+from repro.ofa.sampling_law import named_law
 from repro.ofa.supernet import Supernet
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "tiny.toml"
 TYPED = "floor,noise,base,untrained,untrained_random,ofa,diff_pruning,magnitude,random,scratch"
 BASELINES = ("diff_pruning", "magnitude", "random", "scratch")
+SCORES = "diff_pruning_scores-seed0"
 CELLS = (
+    SCORES,
     *("floor-seed0", "noise-seed0", "base-1-seed0", "untrained-0.5-seed0", "untrained_random-0.5-seed0", "ofa_joint-seed0"),
     *(f"{method}-0.5-seed0" for method in ("ofa", *BASELINES)),
     *(f"{method}-1-seed0" for method in ("ofa", "diff_pruning", "scratch")),  # unpruned, the other two would be diff_pruning again
@@ -39,7 +42,8 @@ KEYS = {
 }
 PHASES = {"start", "prepare", "importance", "train", "checkpoint", "lost", "evaluate"}
 SIZED = [name for name in CELLS if name.count("-") == 2]
-TRAINED = ["base-1-seed0", "ofa_joint-seed0", *(name for name in CELLS if name.startswith(BASELINES))]
+TRAINED = ["base-1-seed0", "ofa_joint-seed0", *(name for name in CELLS if name.startswith(tuple(f"{method}-" for method in BASELINES)))]
+UNJUDGED = ("ofa_joint-seed0", SCORES)
 
 
 def python(*arguments, cwd):
@@ -169,7 +173,7 @@ def test_phases_sum_to_the_training_overhead_and_evaluation(flow):
         assert phases["lost"] == 0
         assert phases["prepare"] > 0
         assert (phases["train"] > 0) == (record["cell"]["name"] in TRAINED)
-        assert (phases["evaluate"] > 1e-5) == (record["cell"]["name"] != "ofa_joint-seed0")
+        assert (phases["evaluate"] > 1e-5) == (record["cell"]["name"] not in UNJUDGED)
 
 
 def test_a_process_starts_once_and_that_is_in_no_total(flow):
@@ -190,11 +194,12 @@ def test_phases_of_all_cells_sum_to_the_wall_time(flow):
     assert 0.9 * flow.wall_sec < seconds < flow.wall_sec
 
 
-def test_ofa_cells_are_delivered_by_the_joint_run_and_no_others_are(flow):
+def test_ofa_cells_are_delivered_by_the_joint_run_and_pruned_ones_by_their_gradients_and_no_others_are(flow):
+    delivered = {"ofa-1-seed0": ["ofa_joint-seed0"], "ofa-0.5-seed0": ["ofa_joint-seed0"], "diff_pruning-0.5-seed0": [SCORES]}
     for name, record in flow.records.items():
-        assert record["delivered_by"] == (["ofa_joint-seed0"] if name.startswith("ofa-") else [])
+        assert record["delivered_by"] == delivered.get(name, [])  # at size 1 nothing is pruned, so nothing is scored
         assert record["starts_from"] == (None if name in ("floor-seed0", "noise-seed0", "base-1-seed0") else "base-1-seed0")
-        assert (record["training"] is not None) == (name in TRAINED)
+        assert (record["training"] is not None) == (name in (*TRAINED, SCORES))
 
 
 def hand_counted_macs(model):
@@ -230,12 +235,29 @@ def test_training_work_of_the_base_is_counted_by_hand(flow, tiny):
 def test_training_work_of_a_baseline_counts_its_own_macs(flow):
     record = flow.records["magnitude-0.5-seed0"]
     assert record["training"]["train_pflop"] == pytest.approx(6 * record["size"]["macs"] * 4 * 16 / 1e15, rel=1e-9)
+    assert record["training"]["scoring_pflop"] == 0
 
 
-def test_joint_run_costs_less_than_as_many_full_size_images(flow):
+def test_the_joint_run_counts_what_it_draws_and_what_scores_its_channels(flow):
     joint, full = flow.records["ofa_joint-seed0"]["training"], flow.records["base-1-seed0"]["size"]["macs"]
     assert joint["images"] == 8 * 16
-    assert 0.2 < joint["train_pflop"] / (6 * full * 8 * 16 / 1e15) < 1
+    assert joint["scoring_pflop"] == pytest.approx(4 * full * 64 / 1e15, rel=1e-9)  # forward and one backward pass over 64 images
+    supernet = supernet_of(flow)
+    drawn = [named_law("linear", m=3.0, sandwich_random=2).draw(supernet.sizes, seed=0, step=step) for step in range(8)]
+    macs = [sum(hand_counted_macs(supernet.extract(size))) for (size,) in drawn]
+    assert joint["train_pflop"] - joint["scoring_pflop"] == pytest.approx(sum(6 * each * 16 for each in macs) / 1e15, rel=1e-9)
+
+
+def test_the_gradient_pass_counts_every_timestep_that_the_threshold_left(flow):
+    record, full = flow.records[SCORES], flow.records["base-1-seed0"]["size"]["macs"]
+    work = record["training"]
+    assert 0 < work["timesteps"] < 1000 and work["images"] == 8 * work["timesteps"]
+    assert work["train_pflop"] == work["scoring_pflop"] == pytest.approx(6 * full * work["images"] / 1e15, rel=1e-9)
+    assert record["size"] is None and record["quality"] is None and record["cell"]["size"] is None
+    assert record["cost"]["phases_device_hours"]["importance"] > 0
+    gradients = safetensors.torch.load_file(flow.runs / SCORES / "gradients.safetensors")
+    base = load_denoiser(flow.runs / "base-1-seed0" / "model")
+    assert {name: tensor.shape for name, tensor in gradients.items()} == {name: weight.shape for name, weight in base.named_parameters()}
 
 
 @pytest.mark.parametrize("method", BASELINES)
@@ -259,7 +281,7 @@ def test_second_run_skips_everything_and_changes_nothing(flow):
     done = repro("run", "--methods", TYPED, cwd=flow.folder)
     assert time.monotonic() - begun < 30
     assert done.returncode == 0
-    assert "14 of 14 cells are done already and skipped" in done.stdout
+    assert "15 of 15 cells are done already and skipped" in done.stdout
     assert contents(flow.results) == results
     assert times(flow.runs) == runs
 
@@ -268,7 +290,7 @@ def test_status_counts_what_is_done(flow):
     done = repro("status", cwd=flow.folder)
     *rows, counts = done.stdout.splitlines()
     assert {row.split()[0] for row in rows} == set(CELLS)
-    assert counts.startswith("14 done, 0 running, 0 interrupted, 0 failed, 0 missing")
+    assert counts.startswith("15 done, 0 running, 0 interrupted, 0 failed, 0 missing")
 
 
 def test_deleted_record_runs_its_cell_again_and_no_other(flow, copy):

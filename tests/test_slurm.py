@@ -353,9 +353,9 @@ def test_code_75_is_requeued_and_what_needs_the_cell_waits_for_its_second_life(t
 def test_code_1_is_passed_on_and_holds_back_only_what_needs_the_cell(tmp_path, state):
     overrides = acts(tmp_path / "bin", "sys.exit('ofa_joint' in words)")
     cells = write(tmp_path / "jobs", *overrides, methods="ofa,diff_pruning", sizes=[0.5], done=["base-1-seed0"])
-    assert cells == ["ofa_joint-seed0", "ofa-0.5-seed0", "diff_pruning-0.5-seed0"]
+    assert cells == ["ofa_joint-seed0", "ofa-0.5-seed0", "diff_pruning_scores-seed0", "diff_pruning-0.5-seed0"]
     submit(tmp_path / "jobs")
-    assert lines(state / "journal") == ["start 1", "end 1 1", "start 3", "end 3 0", "end 2 cancelled"]
+    assert lines(state / "journal") == ["start 1", "end 1 1", "start 3", "end 3 0", "end 2 cancelled", "start 4", "end 4 0"]
 
 
 def test_cell_waits_for_all_that_it_needs_and_for_nothing_else(tmp_path, state):
@@ -408,9 +408,9 @@ def arguments_for(folder):
 
 def test_cells_of_an_array_are_those_of_a_plain_run(tmp_path, state):
     names = write(tmp_path / "jobs", *ON_CPU, methods="ofa,diff_pruning", sizes=[0.5], arguments=arguments_for(tmp_path))
-    assert names == ["base-1-seed0", "ofa_joint-seed0", "ofa-0.5-seed0", "diff_pruning-0.5-seed0"]
+    assert names == ["base-1-seed0", "ofa_joint-seed0", "ofa-0.5-seed0", "diff_pruning_scores-seed0", "diff_pruning-0.5-seed0"]
     submit(tmp_path / "jobs")
-    assert [line for line in lines(state / "journal") if line.startswith("end")] == ["end 1 0", "end 2 0", "end 4 0", "end 3 0"]
+    assert [line for line in lines(state / "journal") if line.startswith("end")] == [f"end {index} 0" for index in (1, 2, 4, 3, 5)]
     for index, name in enumerate(names, 1):
         assert re.findall(r"^\[1/1\] (\S+): ", log_of(tmp_path / "jobs", index), re.MULTILINE) == [name]
 
