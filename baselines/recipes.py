@@ -16,13 +16,6 @@ from repro.harness.denoiser import count_params
 from repro.harness.diffusion import NoisyBatch, image_losses, predictor
 from repro.harness.randomness import derive_seed, generator
 
-RECIPES = {
-    "diff_pruning": "prune by | weight * gradient | summed over the informative timesteps (Fang et al., 2023), then train",
-    "magnitude": "prune by the absolute values of the weights, then train",
-    "random": "prune at random, then train: the strong control",
-    "scratch": "the pruned architecture with random weights, trained: what inheriting weights is worth",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -54,7 +47,7 @@ def starting_network(recipe: str, task: Task, criterion: Criterion | None = None
     """Returns the network that a recipe starts its training from.
 
     Args:
-        recipe: One of `RECIPES`, or any name where a criterion is given.
+        recipe: One of `baselines.names.RECIPES`, or any name where a criterion is given.
         task: What it works on.
         criterion: Makes what scores the channels; it may put gradients on the task's base. None takes the recipe's own.
 

@@ -1,23 +1,23 @@
-"""The key `hours`: training steps that fit a time on the device at hand, set once and kept beside the records."""
+"""The key `hours`: training steps that fit a time on the device at hand, set once and kept beside the records.
+
+Reading them back is light; only setting them measures.
+"""
 
 import dataclasses
 import json
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repro.config import Config
 from repro.errors import ReproError
-from repro.estimate import Estimate
-from repro.harness import distributed
 from repro.harness.cells import Experiment, plan_cells
 from repro.harness.heartbeat import duration
-from repro.harness.progress import say
-from repro.harness.provenance import now_utc
 from repro.harness.reading import read_toml
 from repro.harness.storage import write_atomically
-from repro.sections import MOST_STEPS
-from repro.stages import BUDGETS, stages
-from repro.throughput import measure
+from repro.sections import BUDGETS, MOST_STEPS
+
+if TYPE_CHECKING:
+    from repro.estimate import Estimate
 
 FILE = "budget.toml"
 METHODS = ("floor", "noise", "base", "ofa", "diff_pruning", "random")  # what has to fit the hours, with the first seed
@@ -64,6 +64,12 @@ def set_budget(experiment: Experiment, *, keep: bool) -> Experiment:
     """
     if not is_unset(experiment):
         return experiment
+    from repro.estimate import Estimate
+    from repro.harness import distributed
+    from repro.harness.progress import say
+    from repro.stages import stages
+    from repro.throughput import measure
+
     config, path = experiment.config, experiment.results / FILE
     cells = plan_cells(experiment, list(METHODS), None, [0])
     found = Estimate(config=config, stages=stages(experiment, cells, afresh=True), throughput=measure(experiment))
@@ -98,8 +104,10 @@ def _positive(value: object) -> int:
     return value
 
 
-def _text(config: Config, found: Estimate, factor: float, steps: dict[str, int]) -> str:
+def _text(config: Config, found: "Estimate", factor: float, steps: dict[str, int]) -> str:
     """Returns the file: TOML whose strings are written as in JSON, which TOML takes."""
+    from repro.harness.provenance import now_utc
+
     measured = found.throughput
     lines = [
         "# The training steps that make this experiment take its `hours` on the device at hand, from a measured throughput.",

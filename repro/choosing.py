@@ -7,14 +7,14 @@ from pathlib import Path
 from repro.candidates import Candidate, amount, candidates, measured, quality_of
 from repro.errors import ReproError
 from repro.extraction import check_new, extract_subnet, save_subnet
-from repro.harness.cells import Cell, Experiment, base_cell
+from repro.harness.cells import Cell, Experiment, base_cell, joint_cell
 from repro.harness.clock import Clock
 from repro.harness.cost import count_macs, count_params
 from repro.harness.distributed import device
 from repro.harness.evaluation import draw_samples, judge
 from repro.harness.experiment import is_made, load_model
 from repro.harness.progress import CellProgress
-from repro.joint import joint_cell, load_supernet
+from repro.joint import load_supernet
 from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
 from repro.planning import plan_of, ranking_scores, score_base

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from repro.errors import ReproError
 from repro.harness.arithmetic import laid_out
-from repro.harness.cells import Cell, Experiment
+from repro.harness.cells import Cell, Experiment, joint_cell
 from repro.harness.cost import count_macs, count_params
 from repro.harness.denoiser import load_pipeline, save_denoiser
 from repro.harness.diffusion import image_noise, predictor, sample_pixels, sampling_scheduler
 from repro.harness.distributed import device
-from repro.joint import joint_cell, load_supernet
+from repro.joint import load_supernet
 from repro.model_card import model_card
 from repro.planning import size_of
 from repro.size_text import size_text

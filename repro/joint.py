@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from repro.config import Config
 from repro.errors import ReproError
 from repro.harness import distributed
-from repro.harness.cells import Cell, Experiment, Product, base_cell
+from repro.harness.cells import Cell, Experiment, Product, base_cell, joint_cell
 from repro.harness.clock import Clock
 from repro.harness.cost import count_macs, pipe_macs
 from repro.harness.denoiser import build_base, set_dropout
@@ -41,11 +41,6 @@ class Draw:
     subnet: Any
     macs: float
     weight: float = 1.0
-
-
-def joint_cell(cell: Cell, method: str = "ofa") -> Cell:
-    """Returns the joint training run of a method that trains once, at the seed of a cell."""
-    return Cell(method=f"{method}_joint", size=None, seed=cell.seed)
 
 
 def check_shares(config: Config, law: Law) -> None:

@@ -5,9 +5,8 @@ from typing import Any
 
 from repro.candidates import spread
 from repro.errors import one_line
-from repro.harness.cells import Cell, Experiment
+from repro.harness.cells import Cell, Experiment, joint_cell
 from repro.harness.records import Record
-from repro.joint import joint_cell
 
 CARD = """---
 library_name: diffusers

@@ -18,7 +18,8 @@ from repro.harness.pretrained import load_pretrained
 from repro.harness.progress import say
 from repro.harness.provenance import device_name
 from repro.joint import check_shares
-from repro.stages import BUDGETS, GB, Stage, stages, unfinished
+from repro.sections import BUDGETS
+from repro.stages import GB, Stage, stages, unfinished
 from repro.throughput import measure
 
 SMALL_PFLOP = 1.0  # hours at most, on any machine: not worth an estimate

@@ -19,6 +19,7 @@ EXAMPLE = "such as google/ddpm-cifar10-32"
 # No network or run is larger. A configuration or an extracted folder may come from anybody: what it asks for must not fill the memory.
 MOST_LEVELS, MOST_BLOCKS, MOST_CHANNELS = 16, 64, 2**16
 MOST_STEPS, MOST_TIMESTEPS = 10**9, 10**6
+BUDGETS = ("base_training", "ofa_training", "baseline_training", "finetuning")  # the sections that hold a `Training`
 MOST_THREADS = 1024
 ABSENT = "left out of the hash at its default"
 

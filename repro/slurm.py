@@ -12,7 +12,7 @@ from repro.errors import INTERRUPTED, ReproError
 from repro.execution import Cluster
 from repro.harness.cells import Cell, Experiment
 from repro.harness.storage import write_atomically
-from repro.stages import BUDGETS
+from repro.sections import BUDGETS
 
 SCRIPT = "cells.sbatch"
 SUBMIT = "submit.sh"

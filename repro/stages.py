@@ -30,7 +30,6 @@ IMAGES = {"digits": 1797, "cifar10": 50_000}
 # What a cell takes besides, on two cores with 35.7 M parameters: DeepSpeed's start 2 s; the search for a pruning ratio 15 s, and the
 # statistics and distance of 50,000 x 2,048 features 19 s.
 START_SEC, OTHER_SEC_PER_PARAMETER = 2, 28 / 35.7e6
-BUDGETS = ("base_training", "ofa_training", "baseline_training", "finetuning")
 CHECKPOINT_TENSORS = 4  # weights, their EMA, Adam's two moments, all float32
 GB = 1e9
 

@@ -9,14 +9,9 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-import torch
-
 from repro.config import Config
 from repro.harness.cells import Variant
-from repro.harness.cost import count_macs, pipe_macs
-from repro.harness.denoiser import build_base
 from repro.networks import Denoiser, image_shape
-from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import Law, named_law
 
 METHOD = "method"  # the factor of a variant that is a method of its own: tables show it beside the others
@@ -56,6 +51,12 @@ def compute(config: Config, law: Law | None = None) -> tuple[float, float, float
 @lru_cache
 def _macs(network: Denoiser) -> tuple[float, float]:
     """Returns the MACs of a base, and those of them that its pipes hold."""
+    import torch
+
+    from repro.harness.cost import count_macs, pipe_macs
+    from repro.harness.denoiser import build_base
+    from repro.ofa.pipes import pipes_of
+
     with torch.device("meta"):
         base = build_base(network, seed=0)
     shape = image_shape(network)

@@ -112,3 +112,13 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly(command):
     line = f"{sys.executable} -m {command} | true; exit ${{PIPESTATUS[0]}}"  # nobody reads by the time that it prints
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_state_of_every_cell_is_told_without_torch(tmp_path):
+    code = (
+        "import sys; from repro.cli import main; code = main(sys.argv[1:]); "
+        "print('loaded:', *{'torch', 'diffusers', 'deepspeed', 'scipy', 'sklearn', 'numpy'} & set(sys.modules)); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "status", *places(tmp_path)], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded:"

@@ -9,8 +9,9 @@ from conftest import CIFAR10_NETWORK
 from torch import nn
 
 from baselines import criteria
+from baselines.names import RECIPES
 from baselines.pruning import prune_to_params
-from baselines.recipes import RECIPES, Task, scoring_gradients, starting_network
+from baselines.recipes import Task, scoring_gradients, starting_network
 from repro.config import Diffusion, Network, Pruning, load_config
 from repro.errors import ReproError
 from repro.harness.cost import count_macs, count_macs_torch_pruning

@@ -7,14 +7,15 @@ import pytest
 from test_estimate import HERE, cells_of, experiment
 from test_preflight import TINY, folders
 
-from repro import budget
+from repro import throughput
 from repro.budget import METHODS as BUDGETED
 from repro.budget import set_budget, with_budget
 from repro.cli import main
 from repro.config import load_config
 from repro.errors import ReproError
 from repro.estimate import Estimate
-from repro.stages import BUDGETS, stages
+from repro.sections import BUDGETS
+from repro.stages import stages
 from repro.throughput import Rate
 
 HOURS = 2.0
@@ -24,7 +25,7 @@ HOURS = 2.0
 def timed(tiny, tmp_path, monkeypatch):
     """The tiny experiment with proportions in its steps and two hours, on a machine of known speed."""
     found = dataclasses.replace(HERE, on_gpu=True, training=Rate(fixed_sec=0.01, sec_per_pflop=1e6))
-    monkeypatch.setattr(budget, "measure", lambda _experiment: found)
+    monkeypatch.setattr(throughput, "measure", lambda _experiment: found)
     steps = {"base_training": 4000, "ofa_training": 2000, "baseline_training": 1000, "finetuning": 100}
     changed = {section: dataclasses.replace(getattr(tiny, section), steps=count) for section, count in steps.items()}
     return experiment(dataclasses.replace(tiny, **changed, hours=HOURS), tmp_path)
@@ -39,7 +40,7 @@ def test_steps_fill_the_hours_and_keep_their_proportions(timed):
     steps = steps_of(found.config)
     assert all(count % 100 == 0 for count in steps.values())
     cells = cells_of(timed.config, BUDGETED)
-    hours = Estimate(config=found.config, stages=stages(found, cells), throughput=budget.measure(found)).total_wall_hours()
+    hours = Estimate(config=found.config, stages=stages(found, cells), throughput=throughput.measure(found)).total_wall_hours()
     assert 0.98 * HOURS < hours <= HOURS
     factor = steps["base_training"] / 4000
     assert factor > 2
@@ -63,7 +64,7 @@ def test_half_the_hours_give_less_than_half_the_steps(timed, tmp_path):
 
 def test_budget_is_kept_and_used_again_without_measuring(timed, monkeypatch):
     found = set_budget(timed, keep=True)
-    monkeypatch.setattr(budget, "measure", lambda _experiment: pytest.fail("measured again"))
+    monkeypatch.setattr(throughput, "measure", lambda _experiment: pytest.fail("measured again"))
     assert with_budget(timed).config == found.config
     assert with_budget(timed).config.sha256() == found.config.sha256() != timed.config.sha256()
     assert set_budget(with_budget(timed), keep=True).config == found.config
@@ -89,7 +90,7 @@ def test_estimate_keeps_nothing(timed):
 
 
 def test_steps_stay_as_written_without_hours(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(budget, "measure", lambda _experiment: pytest.fail("measured"))
+    monkeypatch.setattr(throughput, "measure", lambda _experiment: pytest.fail("measured"))
     this = experiment(tiny, tmp_path)
     assert with_budget(this) is set_budget(this, keep=True) is this
     assert not any(tmp_path.iterdir())
@@ -103,9 +104,9 @@ def test_no_training_gets_less_than_a_hundred_steps(timed):
 @pytest.mark.parametrize("on_gpu", [True, False])
 def test_hours_that_leave_too_little_for_training_are_refused(timed, monkeypatch, capsys, on_gpu):
     slow = dataclasses.replace(
-        budget.measure(timed), on_gpu=on_gpu, sampling=Rate(fixed_sec=HOURS * 3600 / (6 * 40 * 3), sec_per_pflop=0.0)
+        throughput.measure(timed), on_gpu=on_gpu, sampling=Rate(fixed_sec=HOURS * 3600 / (6 * 40 * 3), sec_per_pflop=0.0)
     )
-    monkeypatch.setattr(budget, "measure", lambda _experiment: slow)
+    monkeypatch.setattr(throughput, "measure", lambda _experiment: slow)
     with pytest.raises(ReproError, match=r"hours = 2: .* lower evaluation.samples or raise hours") as refused:
         set_budget(timed, keep=True)
     assert ("no GPU" in str(refused.value)) != on_gpu

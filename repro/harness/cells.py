@@ -259,6 +259,16 @@ def base_cell(config: Config, seed: int) -> Cell:
     return Cell(method=BASE, size=1.0, seed=seed if config.base.one_for_each_seed else 0)
 
 
+def joint_cell(cell: Cell, method: str = "ofa") -> Cell:
+    """Returns the joint training run of a method that trains once, at the seed of a cell."""
+    return Cell(method=f"{method}_joint", size=None, seed=cell.seed)
+
+
+def scores_cell(method: str, cell: Cell) -> Cell:
+    """Returns the cell that holds the one gradient pass which all sizes of a method share at the seed of a cell."""
+    return Cell(method=f"{method}_scores", size=None, seed=cell.seed)
+
+
 def check_methods(names: Iterable[str], known: Iterable[str]) -> None:
     """Makes sure that methods are known by the names that were asked for.
 
