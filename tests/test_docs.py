@@ -195,7 +195,18 @@ def test_the_index_names_every_page_and_drawing():
 AS_A_WHOLE = {
     *("provenance.config", "provenance.packages", "training.settings", "size.widths", "variant.changes", "quality.kid", "base.trained"),
 }
-COMMITTED = ("floor", "noise", "base-1", "ofa_joint", "ofa-0.5", "ofa_m1-0.5", "diff_pruning-0.5", "untrained-0.5", "slimmable-0.25")
+COMMITTED = (
+    "floor",
+    "noise",
+    "base-1",
+    "ofa_joint",
+    "ofa-0.5",
+    "ofa_m1-0.5",
+    "diff_pruning-0.5",
+    "untrained-0.5",
+    "diff_pruning_scores",
+    "ofa_open-0.25",
+)
 
 
 def keys_of(value, path=""):
