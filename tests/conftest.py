@@ -32,7 +32,6 @@ QUICK = (
     "diffusion",
     "clock_records_config",
     "laws",
-    "cells",
     "averages",
     "published",
     "energy",
