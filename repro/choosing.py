@@ -21,6 +21,7 @@ from repro.planning import plan_of, ranking_scores, score_base
 
 METHOD = "ofa"
 SEARCH_STEPS = 10
+BETWEEN = "between"
 COMPARED = ("metric", "n_samples", "extractor", "reference", "sampler", "sampling_seeds")  # what a value depends on
 FLAGS = {"params": "--max-params", "macs": "--max-macs", "latency_ms": "--max-latency-ms", "memory_mb": "--max-memory-mb"}
 
@@ -105,9 +106,9 @@ def take(experiment: Experiment, choice: Choice, *, out: Path, between: bool, on
     found = _needed(choice)
     if found.trained:
         return extract_subnet(experiment, size=found.candidate.size, seed=choice.seed, out=out, onnx=onnx)
-    cell = Cell(method="between", size=found.candidate.size, seed=choice.seed)
+    cell = Cell(method=BETWEEN, size=found.candidate.size, seed=choice.seed)
     subnet = found.supernet.extract(found.candidate.size)
-    return save_subnet(experiment, cell, subnet, found.supernet.base, out=out, onnx=onnx, recorded=False)
+    return save_subnet(_with_between(experiment), cell, subnet, found.supernet.base, out=out, onnx=onnx, recorded=False)
 
 
 def measure_between(experiment: Experiment, choice: Choice) -> Choice:
@@ -116,9 +117,9 @@ def measure_between(experiment: Experiment, choice: Choice) -> Choice:
     Raises:
         ReproError: There is no size in between.
     """
-    found = _needed(choice)
+    experiment, found = _with_between(experiment), _needed(choice)
     size = found.candidate.size
-    cell = Cell(method="between", size=size, seed=choice.seed)
+    cell = Cell(method=BETWEEN, size=size, seed=choice.seed)
     shutil.rmtree(experiment.folder(cell), ignore_errors=True)  # the samples of another supernet may lie there
     report = CellProgress(cell.name, Clock(), experiment.folder(cell), experiment.identity(cell))
     try:
@@ -132,6 +133,11 @@ def measure_between(experiment: Experiment, choice: Choice) -> Choice:
             raise ReproError(f"--measure: its {key} is not that of the records, so that the values cannot be compared; run the cells again")
     candidate = replace(found.candidate, quality=quality_of([quality["values"]]))
     return replace(choice, between=replace(found, candidate=candidate))
+
+
+def _with_between(experiment: Experiment) -> Experiment:
+    """Returns the experiment with the size in between as a method of its own: a subnet like those of the grid, and no cell of it."""
+    return replace(experiment, methods={**experiment.methods, BETWEEN: replace(experiment.methods[METHOD], name=BETWEEN)})
 
 
 def _needed(choice: Choice) -> Between:
