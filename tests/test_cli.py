@@ -270,7 +270,7 @@ def test_status_after_counts_what_is_done_failed_and_interrupted(tmp_path, noise
     assert "the moon was full" in rows["floor-seed0"]
     assert rows["base-1-seed0"].startswith("interrupted")
     assert "training 7/12" in rows["base-1-seed0"]
-    assert done.stdout.splitlines()[-1].startswith("1 done, 0 running, 1 interrupted, 1 failed, 11 missing")
+    assert done.stdout.splitlines()[-1].startswith("1 done, 0 running, 1 interrupted, 1 failed, 12 missing")
 
 
 # What is in the way
