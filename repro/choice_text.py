@@ -5,6 +5,7 @@ from repro.candidates import UNITS, Candidate, amount, rivals, threads, within_n
 from repro.choosing import METHOD, Choice
 from repro.harness.cells import Experiment
 from repro.harness.provenance import device_name
+from repro.size_text import size_text
 
 RIVALS = ("diff_pruning", "magnitude", "random", "scratch")  # each size trained alone
 TITLES = {"params": "params", "macs": "MACs", "latency_ms": "ms", "memory_mb": "MB"}
@@ -14,7 +15,7 @@ MEMORY = "MB: weights and the most activations alive at once in one forward pass
 def choice_text(experiment: Experiment, choice: Choice) -> str:
     """Returns the answer of `choose`."""
     limits = " and ".join(f"at most {amount(key, limit)}" for key, limit in choice.budget.items())
-    lines = [f"{experiment.config.name}, {limits}: take P = {choice.chosen.size:g} of seed {choice.seed}", ""]
+    lines = [f"{experiment.config.name}, {limits}: take P = {size_text(choice.chosen.size)} of seed {choice.seed}", ""]
     columns = [key for key in UNITS if key in choice.chosen.costs]
     lines.append(_line("", "P", *(TITLES[key] for key in columns), experiment.config.evaluation.metric, "fits"))
     for candidate in choice.all:
@@ -38,10 +39,10 @@ def _why(experiment: Experiment, choice: Choice) -> list[str]:
     lines = [f"Why: the lowest mean {settings.metric} ({protocol}) of the {len(fitting)} recorded sizes that fit; lower is better."]
     for other in fitting:
         if other is not chosen and other.quality and within_noise(chosen.quality, other.quality):
-            lines.append(f"P = {other.size:g} cannot be told from it: the difference lies within twice its standard error.")
+            lines.append(f"P = {size_text(other.size)} cannot be told from it: the difference lies within twice its standard error.")
     for other in choice.all:
         if not other.excess(choice.budget) and (doubt := other.undecided(choice.budget)):
-            lines.append(f"P = {other.size:g} is {doubt}; measure again when the machine is quiet.")
+            lines.append(f"P = {size_text(other.size)} is {doubt}; measure again when the machine is quiet.")
     return lines
 
 
@@ -61,7 +62,7 @@ def _rivals(experiment: Experiment, choice: Choice) -> list[str]:
         return []
     best = found[0]
     return [
-        f"Better within the same counts, but trained for that one size: {best.method} at P = {best.size:g}, "
+        f"Better within the same counts, but trained for that one size: {best.method} at P = {size_text(best.size)}, "
         f"{best.params:,} parameters, {best.quality.text()}; {_hours(best.cost)}. {METHOD}'s sizes share one training."
     ]
 

@@ -18,6 +18,7 @@ from repro.joint import load_supernet
 from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
 from repro.planning import plan_of, ranking_scores, score_base
+from repro.size_text import size_text
 
 METHOD = "ofa"
 SEARCH_STEPS = 10
@@ -83,13 +84,13 @@ def choose(experiment: Experiment, budget: dict[str, float], *, seed: int) -> Ch
     fitting = [candidate for candidate in found if candidate.fits(budget)]
     if not fitting and (doubt := found[-1].undecided(budget)):
         raise ReproError(
-            f"{FLAGS['latency_ms']}: no recorded subnet surely fits; the smallest, P = {found[-1].size:g}, is {doubt}; measure again when "
-            "the machine is quiet, or allow more"
+            f"{FLAGS['latency_ms']}: no recorded subnet surely fits; the smallest, P = {size_text(found[-1].size)}, is {doubt}; measure "
+            "again when the machine is quiet, or allow more"
         )
     if not fitting:
         needs = ", ".join(amount(key, found[-1].costs[key]) for key in budget)
         flag = next((FLAGS[key] for key in budget if found[-1].excess({key: budget[key]})), ", ".join(FLAGS[key] for key in budget))
-        raise ReproError(f"{flag}: no recorded subnet fits; the smallest, P = {found[-1].size:g}, needs {needs}; allow more")
+        raise ReproError(f"{flag}: no recorded subnet fits; the smallest, P = {size_text(found[-1].size)}, needs {needs}; allow more")
     chosen = min(fitting, key=lambda candidate: candidate.quality.mean if candidate.quality else float("inf"))
     return Choice(budget=budget, seed=seed, chosen=chosen, all=found, between=_between(experiment, budget, seed, found))
 

@@ -16,13 +16,18 @@ from repro.ofa.sampling_law import Law, named_law
 
 METHOD = "method"  # the factor of a variant that is a method of its own: tables show it beside the others
 DISTILLATION = 0.5
+DIGITS = 6  # of the sizes of a chain
 
 
 def chain(config: Config, count: int) -> tuple[float, ...]:
-    """Returns `count` trained sizes, evenly spaced from the largest to the smallest, with the reported ones among them."""
+    """Returns `count` trained sizes, evenly spaced from the largest to the smallest, with the reported ones among them.
+
+    A reported size such as 1/3 takes the place of the evenly spaced one that is it but for rounding.
+    """
     largest, smallest = max(config.sizes.trained), min(config.sizes.trained)
-    even = {round(largest - index * (largest - smallest) / (count - 1), 6) for index in range(count)}
-    return tuple(sorted(even | set(config.sizes.reported), reverse=True))
+    even = {round(largest - index * (largest - smallest) / (count - 1), DIGITS) for index in range(count)}
+    reported = set(config.sizes.reported)
+    return tuple(sorted(even - {round(size, DIGITS) for size in reported} | reported, reverse=True))
 
 
 def compute_ratio(config: Config, law: Law | None = None) -> float:

@@ -1,5 +1,6 @@
 """The variants: what each changes, that it changes nothing else, and the parts of the method that only they use."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -246,6 +247,15 @@ def test_every_ablation_but_a_fine_tune_differs_from_its_default_on_digits():
     for name, method in VARIANTS.items():
         assert (method.config(config) != config) == (name != "ofa_finetuned"), name
         assert method.sizes(config)
+
+
+@pytest.mark.parametrize("count", [5, 28])
+def test_a_chain_holds_a_third_once(count):
+    config = load_config("digits")
+    third = dataclasses.replace(config.sizes, trained=(1.0, 1 / 3) if count == 5 else (1.0, 1 / 3, 0.1), reported=(1.0, 1 / 3))
+    sizes = chain(dataclasses.replace(config, sizes=third), count)
+    assert len(sizes) == count and 1 / 3 in sizes
+    assert min(larger - smaller for larger, smaller in pairwise(sizes)) > 0.01
 
 
 def root_of(config, folder=Path()):
