@@ -5,9 +5,11 @@ the lines for the configuration.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from repro.config import load_config
+from repro.ending import ended
 from repro.errors import ReproError
 from repro.harness.cells import Experiment, base_cell
 from repro.harness.classifier import classifier_for
@@ -16,8 +18,8 @@ from repro.harness.shipped import SHIPPED, ship, ship_file
 from repro.methods import METHODS
 
 
-def main() -> None:
-    """Ships what the arguments name."""
+def main() -> int:
+    """Ships what the arguments name and returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m repro.shipping", description=__doc__)
     parser.add_argument("--config", required=True)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE")
@@ -25,6 +27,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--seeds", type=lambda text: [int(word) for word in text.split(",")], default=[0])
     options = parser.parse_args()
+    return ended(lambda: _ship(options))
+
+
+def _ship(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     experiment = Experiment(
         config=config, results=options.results / config.name, runs=options.runs / config.name, source="", methods=METHODS
@@ -36,6 +42,7 @@ def main() -> None:
     extractor = classifier_for(experiment.images, config.classifier, experiment.runs, lambda _step, _steps, _loss: None)
     _, sha256 = ship_file(SHIPPED, f"{config.name}-classifier", extractor.path)
     print(f'[classifier]\nsha256 = "{sha256}" # {extractor.held_out_accuracy:.1%} of the held-out images right')
+    return 0
 
 
 def _ship_base(experiment: Experiment, seed: int) -> str:
@@ -58,4 +65,4 @@ def _ship_base(experiment: Experiment, seed: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
