@@ -143,12 +143,12 @@ def test_cells_side_by_side_come_to_what_they_come_to_one_after_the_other(tmp_pa
     assert done.returncode == 0, done.stderr
     assert main(words(tmp_path / "one", *methods)) == 0
     ours, theirs = records(tmp_path / "two"), records(tmp_path / "one")
-    assert ours.keys() == theirs.keys() and len(ours) == 6
+    assert ours.keys() == theirs.keys() and len(ours) == 7
     assert all(ours[name]["quality"] == theirs[name]["quality"] for name in ours)
     spans = sorted((record["provenance"]["started_utc"], record["provenance"]["ended_utc"]) for record in ours.values())
     assert any(later[0] < earlier[1] for earlier, later in pairwise(spans))  # two did run at once
     again = command(tmp_path / "two", *methods, "--parallel-cells", "2")
-    assert again.returncode == 0 and "6 of 6 cells are done already" in again.stdout
+    assert again.returncode == 0 and "7 of 7 cells are done already" in again.stdout
 
 
 def test_a_cell_that_fails_holds_back_only_those_that_need_it(tmp_path):
@@ -170,6 +170,7 @@ def test_a_cell_that_fails_holds_back_only_those_that_need_it(tmp_path):
     found = records(tmp_path)
     assert {name: record["status"] for name, record in found.items()} == {
         "base-1-seed0": "done",
+        "diff_pruning_scores-seed0": "done",
         "diff_pruning-0.5-seed0": "done",
         "ofa_joint-seed0": "failed",
     }

@@ -73,7 +73,8 @@ function recordDetails(name, reads) {
 }
 
 function named(row) {
-  return [row.cells[0].textContent, row.cells[0].dataset.more].filter(Boolean).join(", ");
+  const name = row.cells[0].textContent.replace(/ \([a-z](, [a-z])*\)$/, ""); // less the marks of its footnotes
+  return [name, row.cells[0].dataset.more].filter(Boolean).join(", ");
 }
 
 function open(button) {

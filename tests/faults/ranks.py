@@ -25,6 +25,8 @@ WORDS = [
     "--methods",
     "base",
     "--set",
+    "base.source=train",
+    "--set",
     "base_training.steps=60",
     "--set",
     "evaluation.samples=64",
