@@ -35,12 +35,13 @@ class MissingRecordsError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
-    """A file with one row of `count` sample images, of `height` x `width` pixels each."""
+    """A file with one row of `count` sample images, of `height` x `width` pixels each; `sha256` is empty in older records."""
 
     file: str
     count: int
     height: int
     width: int
+    sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +200,7 @@ def _values(values: Sequence[float]) -> tuple[float, ...]:
 
 def _strip(samples: Mapping[str, Any], name: str) -> Strip:
     """Returns the strip of a cell, which lies where this program puts it and nowhere else."""
-    strip = Strip(**{key: samples[key] for key in ("file", "count", "height", "width")})
+    strip = Strip(**{key: samples[key] for key in ("file", "count", "height", "width")}, sha256=samples.get("sha256") or "")
     if strip.file != f"samples/{name}.png":
         raise ValueError(f"samples.file is {strip.file!r:.80}, not 'samples/{name}.png'")
     if min(strip.count, strip.height, strip.width) < 1 or strip.count * strip.height * strip.width > MOST_PIXELS:

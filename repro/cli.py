@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from repro.arguments import DEFAULT_METHODS, Verb, parser
+from repro.arguments import DEFAULT_METHODS, DEFAULT_PLACES, Verb, parser
 from repro.config import load_config
 from repro.ending import ended
 from repro.errors import ReproError
@@ -218,10 +218,17 @@ def _experiment(options: argparse.Namespace) -> "Experiment":
     from repro.harness.places import Places, default_cache
 
     places = Places(cache=options.cache or default_cache(), data_root=options.data_root, inception_weights=options.inception_weights)
-    source = shlex.join(["--config", options.config, *(word for value in options.set for word in ("--set", value))])
+    source = shlex.join(["--config", options.config, *(word for value in options.set for word in ("--set", value)), *_places(options)])
     folders = {"results": options.results / config.name, "runs": options.runs / config.name}
     known = {"methods": _methods(options.own), "program": options.program}
     return with_budget(Experiment(config=config, source=source, places=places, **folders, **known))
+
+
+def _places(options: argparse.Namespace) -> list[str]:
+    """Returns the words that name the folders and files which are not where they are by default."""
+    given = {name: getattr(options, name) for name in ("results", "runs", "cache", "data_root", "inception_weights")}
+    words = ([f"--{name.replace('_', '-')}", str(path)] for name, path in given.items() if path not in (None, DEFAULT_PLACES.get(name)))
+    return [word for pair in words for word in pair]
 
 
 def _methods(own: Sequence["Method"]) -> "Mapping[str, Method]":

@@ -11,9 +11,9 @@ from repro.estimate import Estimate, disk_gb
 from repro.harness import distributed
 from repro.harness.cells import Cell, Experiment, base_cell
 from repro.harness.cost import count_params
-from repro.harness.experiment import is_made
 from repro.harness.heartbeat import duration
 from repro.harness.inception import LAYERS, inception_layer
+from repro.harness.manifest import is_made
 from repro.harness.pretrained import load_pretrained
 from repro.harness.progress import say
 from repro.harness.provenance import device_name
