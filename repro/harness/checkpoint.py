@@ -4,7 +4,6 @@ The optimiser's state is stored whole, whatever the ZeRO stage partitioned, so a
 ever pickled.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], progress: Progress
     Raises:
         ReproError: The folder cannot be written, or the disk is full; the checkpoints before stay.
     """
-    write_sealed(_path(folder, progress.step), tensors, {"progress": json.dumps(vars(progress))})
+    write_sealed(_path(folder, progress.step), tensors, {"progress": vars(progress)})
     for step in saved_steps(folder)[kept:]:
         _path(folder, step).unlink(missing_ok=True)
 
@@ -69,7 +68,7 @@ def newest_environment(folder: Path) -> dict[str, Any]:
     """Returns what had made the newest checkpoint in a folder; empty where there is none that is readable."""
     for step in saved_steps(folder):
         try:
-            environment: dict[str, Any] = json.loads(read_said(_path(folder, step))["progress"])["environment"]
+            environment: dict[str, Any] = read_said(_path(folder, step))["progress"]["environment"]
             return environment
         except (KeyError, TypeError, ValueError):
             continue  # `load_newest` will remove it
@@ -102,7 +101,7 @@ def load_checkpoint(folder: Path, step: int, run: str) -> tuple[dict[str, Tensor
     path = _path(folder, step)
     tensors, said = read_sealed(path)
     try:
-        progress = Progress(**json.loads(said["progress"]))
+        progress = Progress(**said["progress"])
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{path}: no checkpoint of this version ({error})") from error
     if progress.run != run:

@@ -166,7 +166,7 @@ def save_classifier(path: Path, model: Classifier, settings: Settings, accuracy:
         "levels": settings.levels,
         "blocks": settings.blocks,
     }
-    write_sealed(path, model.state_dict(), {"about": json.dumps(about)})
+    write_sealed(path, model.state_dict(), about)
 
 
 def load_classifier(path: Path) -> tuple[Classifier, float]:
