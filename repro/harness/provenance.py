@@ -1,7 +1,6 @@
 """Provenance: where a number comes from."""
 
 import functools
-import json
 import os
 import platform
 import subprocess
@@ -20,23 +19,18 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 def software() -> dict[str, Any]:
-    """Returns the versions that a number depends on, and the commit of this program when it started."""
-    return json.loads(_software())  # type: ignore[no-any-return]  # a copy: the caller may change it
+    """Returns the versions that a number depends on, and the commit of this program when it was first asked for."""
+    commit, dirty = _commit()
+    packages = {name: _version(name) for name in PACKAGES}
+    return {"git_commit": commit, "git_dirty": dirty, "packages": packages, "python": platform.python_version()}
 
 
 @functools.cache
-def _software() -> str:
+def _commit() -> tuple[str | None, bool | None]:
     commit = _git("rev-parse", "HEAD")
     # Records and what is drawn from them do not change what the program computes.
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
-    return json.dumps(
-        {
-            "git_commit": commit,
-            "git_dirty": bool(changes) if commit else None,
-            "packages": {name: _version(name) for name in PACKAGES},
-            "python": platform.python_version(),
-        }
-    )
+    return commit, bool(changes) if commit else None
 
 
 def environment(ranks: int) -> dict[str, Any]:
