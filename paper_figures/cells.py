@@ -68,8 +68,8 @@ class Variant:
 class Cell:
     """One (method, size, seed) of the grid; what it lacks is None or empty.
 
-    `device` names the machine, and no two machines of an experiment have one name. A base that came trained has the costs of its training,
-    which ran once on `trained_on`.
+    `base` is the SHA-256 of the weights that it descends from. `device` names the machine, and no two machines of an experiment have one
+    name. A base that came trained has the costs of its training, which ran once on `trained_on`.
     """
 
     name: str
@@ -80,6 +80,7 @@ class Cell:
     variant: Variant | None
     delivered_by: tuple[str, ...]
     starts_from: str
+    base: str
     counts: Mapping[str, float]
     device: str
     machine: Conditions
@@ -164,6 +165,7 @@ def _cell(record: Record) -> Cell:
         variant=Variant(**{key: str(record["variant"][key]) for key in ("of", "factor", "label")}) if record.get("variant") else None,
         delivered_by=tuple(record.get("delivered_by") or ()),
         starts_from=str(record.get("starts_from") or ""),
+        base=str((record.get("base") or {}).get("sha256") or ""),
         counts={key: number for key in COUNTS if (number := _number(size[key])) is not None} if size else {},
         device=_device(cost),
         machine=machine_of(cost, record["provenance"]),

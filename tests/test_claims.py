@@ -493,3 +493,16 @@ def test_the_readme_shows_the_committed_table(name):
     readme = (ROOT / "README.md").read_text()
     table = (ROOT / "results" / "digits" / "tables" / f"{name}.md").read_text().partition("\n\n")[2].strip()
     assert f"<!-- {name} -->\n{table}\n\n" in readme
+
+
+def test_networks_of_other_bases_at_a_seed_are_not_compared():
+    records = records_of({"ofa": 1.0, "diff_pruning": 0.7})
+    for record in records:
+        if record["cell"]["size"] is not None:
+            record["base"] = {"sha256": ("a" if record["cell"]["method"] == "ofa" or record["cell"]["seed"] < 2 else "b") * 64}
+    with pytest.raises(ReproError, match="at seed 2 the networks of ofa and diff_pruning differ in base aaaaaaaa or bbbbbbbb"):
+        Grid(records).log_ratios("ofa", "diff_pruning")
+    for record in records:
+        if record["base"]:
+            record["base"]["sha256"] = "a" * 64
+    assert len(Grid(records).log_ratios("ofa", "diff_pruning")) == 3
