@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import resource
 import struct
 import subprocess
