@@ -15,6 +15,7 @@ from repro.arguments import DEFAULT_METHODS, DEFAULT_PLACES, Verb, parser
 from repro.config import load_config
 from repro.ending import ended
 from repro.errors import ReproError
+from repro.harness.environment import set_for_cublas
 from repro.program import MODULE, Program
 from repro.size_text import size_text
 
@@ -67,6 +68,7 @@ def _run(options: argparse.Namespace) -> int:
     from repro.harness.experiment import run_cells
     from repro.preflight import preflight
 
+    distributed.engine_library()  # its import belongs to the start of the process, not to the first training that needs it
     begun = time.monotonic()
     if distributed.ranks() > 1:
         distributed.start(experiment.config.execution.rank_timeout_sec)
@@ -213,6 +215,7 @@ def _experiment(options: argparse.Namespace) -> "Experiment":
     """Loads the configuration and everything heavy; training steps that were set for this machine take the place of those written."""
     config = load_config(options.config, options.set)
     _quiet()
+    set_for_cublas()
     from repro.budget import with_budget
     from repro.harness.cells import Experiment
     from repro.harness.places import Places, default_cache

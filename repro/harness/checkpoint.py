@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from repro.errors import ReproError
-from repro.harness.distributed import deepspeed
+from repro.harness.distributed import engine_library
 from repro.harness.progress import say
 from repro.harness.sealed import DamagedError, read_said, read_sealed, write_sealed
 from repro.harness.storage import remove_leftovers
@@ -119,7 +119,7 @@ def optimizer_state(engine: Any) -> dict[str, Tensor]:
     for name, parameter in engine.module.named_parameters():
         for moment in MOMENTS:
             if engine.zero_optimization():
-                value = deepspeed.utils.safe_get_full_optimizer_state(parameter, moment)
+                value = engine_library().utils.safe_get_full_optimizer_state(parameter, moment)
             else:
                 value = engine.optimizer.state[parameter][moment]
             state[f"{moment}/{name}"] = value
@@ -141,7 +141,7 @@ def restore_optimizer(engine: Any, tensors: dict[str, Tensor], step: int) -> Non
     zero._lazy_init_hp_params_optimizer_state()
     for name, parameter in engine.module.named_parameters():
         for moment in MOMENTS:
-            deepspeed.utils.safe_set_full_optimizer_state(parameter, tensors[f"{moment}/{name}"].to(parameter.device), moment)
+            engine_library().utils.safe_set_full_optimizer_state(parameter, tensors[f"{moment}/{name}"].to(parameter.device), moment)
 
 
 def _step_count(optimizer: torch.optim.Optimizer, parameter: Tensor, step: int) -> Tensor:

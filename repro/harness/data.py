@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from repro.config import Data
@@ -76,6 +75,8 @@ def digits() -> Images:
 
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), test part.
     """
+    from sklearn.datasets import load_digits  # slow to import, and only these images need it
+
     bunch = load_digits()
     return _images("digits", np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None], bunch.target.astype(np.int64))
 

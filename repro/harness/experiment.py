@@ -57,6 +57,7 @@ def run_cells(experiment: Experiment, cells: list[Cell], *, started: float) -> N
         InterruptionError: A signal asked to end.
     """
     check_writable(experiment)
+    distributed.engine_library()
     set_arithmetic(experiment.config.compute)
     opened = cells_to_run(experiment, cells)
     # A rank that comes late finds what the first one has made already: all must decide alike.

@@ -20,7 +20,6 @@ from repro.errors import InterruptionError, ReproError, RunError
 from repro.harness import checkpoint, distributed, interruption, provenance, watch
 from repro.harness.arithmetic import autocast, compiled, forward_in, laid_out, listed, restore_layout
 from repro.harness.clock import Clock
-from repro.harness.distributed import deepspeed
 from repro.harness.randomness import derive_seed
 
 Batch = TypeVar("Batch")
@@ -304,7 +303,7 @@ def _initialize(module: nn.Module, run: Run[Batch], settings: Training) -> tuple
     distributed.start(run.execution.rank_timeout_sec)
     monitor = {"enabled": run.execution.tensorboard, "output_path": str(run.folder), "job_name": "tensorboard"}
     optimizer = torch.optim.Adam(module.parameters(), lr=settings.learning_rate, fused=True)
-    engine, *_ = deepspeed.initialize(
+    engine, *_ = distributed.engine_library().initialize(
         model=module,
         optimizer=optimizer,
         config={
