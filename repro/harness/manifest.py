@@ -51,8 +51,12 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """What others know the cell by: the same wherever and however often it is made, as long as the bytes are."""
-        return _digest({"identity": self.identity, "files": self.files, "inputs": self.inputs})
+        """What others know the cell by: the same wherever and however often it is made, as long as the bytes are.
+
+        The code that goes with a network is left out: this program never runs it, and another version of it is no other network.
+        """
+        files = {name: sha256 for name, sha256 in self.files.items() if not name.endswith(".py")}
+        return _digest({"identity": self.identity, "files": files, "inputs": self.inputs})
 
 
 def is_made(experiment: Experiment, cell: Cell) -> bool:
