@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from paper_figures.cells import Cell
-from paper_figures.evidence import INDEPENDENT, Grid, check_machine, interval, percent, verdict
+from paper_figures.evidence import INDEPENDENT, UNDECIDED, Grid, check_machine, interval, percent, verdict
 
 EQUAL_COMPUTE_PCT = 5.0  # "equal" total compute may be off by this much without a word
 COST_FACTOR = 2.0  # "far less" is at most half
@@ -204,24 +204,32 @@ def _row(claim: Claim, grid: Grid, pruned: Grid) -> dict[str, Any]:
     compared = claim.cells(grid)
     without = claim.over_sizes and any(cell.size == 1.0 for cell in compared)
     ratios = [compute_ratio(each, claim) for each in (grid, pruned)]
+    busy = claim.reads == READS["device_hours"] and any(cell.busy for cell in compared)
     return {
         "key": claim.key,
         "claim": claim.says,
         "measure": claim.measure,
-        **_measured(claim, grid),
+        **_measured(claim, grid, busy=busy),
         "unit": claim.unit,
         "boundary": claim.boundary,
         "holds_if": claim.side,
-        **{f"{name}_without_1": value for name, value in _measured(claim, pruned if without else None).items() if name != "n_seeds"},
+        **{
+            f"{name}_without_1": value
+            for name, value in _measured(claim, pruned if without else None, busy=busy).items()
+            if name != "n_seeds"
+        },
         "scoring_counted": "yes" if any(cell.scoring_pflop is not None for cell in _paid(grid, claim)) else "",
         "pflop_ratio": ratios[0],
         "pflop_ratio_without_1": ratios[1] if without else None,
-        "busy_machine": "yes" if claim.reads == READS["device_hours"] and any(cell.busy for cell in compared) else "",
+        "busy_machine": "yes" if busy else "",
     }
 
 
-def _measured(claim: Claim, grid: Grid | None) -> dict[str, Any]:
-    """Returns the estimate of a claim, its interval and the verdict on it; blanks without a grid."""
+def _measured(claim: Claim, grid: Grid | None, *, busy: bool) -> dict[str, Any]:
+    """Returns the estimate of a claim, its interval and the verdict on it; blanks without a grid.
+
+    Hours of a busy machine decide nothing: the load may have been another while one side ran than while the other did.
+    """
     if grid is None:
         return {"estimate": None, "low": None, "high": None, "n_seeds": 0, "verdict": ""}
     values = claim.values(grid)
@@ -232,5 +240,5 @@ def _measured(claim: Claim, grid: Grid | None) -> dict[str, Any]:
         "low": shown.low if shown else None,
         "high": shown.high if shown else None,
         "n_seeds": len(values),
-        "verdict": verdict(shown, claim.boundary, claim.side) if values else "no records",
+        "verdict": "no records" if not values else UNDECIDED if busy else verdict(shown, claim.boundary, claim.side),
     }

@@ -18,6 +18,7 @@ from paper_figures.comparable import Conditions, check_comparable, most_common
 from repro.harness.records import Record
 
 CONFIDENCE = 0.95
+UNDECIDED = "undecided"
 LEAST_SEEDS = 3
 INDEPENDENT = "diff_pruning"  # what a train-once method is held against, size by size
 
@@ -52,10 +53,8 @@ def interval(values: Sequence[float]) -> Interval | None:
 
 def verdict(found: Interval | None, boundary: float, side: str) -> str:
     """Returns what an interval says of the claim that the true value lies `below` or `above` a boundary."""
-    if found is None or found.n_seeds < LEAST_SEEDS:
-        return "undecided"
-    if found.low <= boundary <= found.high:
-        return "undecided"
+    if found is None or found.n_seeds < LEAST_SEEDS or found.low <= boundary <= found.high:
+        return UNDECIDED
     return "supported" if (found.high < boundary) == (side == "below") else "contradicted"
 
 

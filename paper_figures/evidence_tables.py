@@ -175,8 +175,9 @@ def _measure(row: Any) -> str:
 
 
 def verdict_text(row: Any) -> str:
-    """Returns the verdict on a row of the table of claims, that without size 1 where it is another, and unequal compute."""
-    parts = [f"without size 1: {row.verdict_without_1}"] if row.verdict_without_1 not in ("", row.verdict) else []
+    """Returns the verdict on a row of the table of claims, that without size 1 where it is another, and what it rests on badly."""
+    parts = ["other work ran on the machine"] if row.busy_machine else []
+    parts += [f"without size 1: {row.verdict_without_1}"] if row.verdict_without_1 not in ("", row.verdict) else []
     if not pd.isna(row.pflop_ratio) and compute_is_off(row.pflop_ratio):
         parts.append(f"compute is not equal: {100 * (row.pflop_ratio - 1):+.0f} %")
     return str(row.verdict) + (f" ({'; '.join(parts)})" if parts else "")

@@ -319,6 +319,8 @@ def test_hours_of_a_busy_machine_are_marked_in_claims_and_ablations():
     shown, notes = evidence_tables.printable_claims(Grid(records))
     assert [key for key, text in zip(shown[""], shown["Estimate"], strict=True) if text.endswith("†")] == ["d1"]
     assert any(note.startswith("†") for note in notes)
+    verdicts = dict(zip(shown[""], shown["Verdict"], strict=True))  # hours that may favour a side by chance decide nothing
+    assert verdicts["d1"] == "undecided (other work ran on the machine)" and verdicts["d2"] == "supported"
     table, _ = evidence_tables.printable_ablations(Grid(records))
     assert table.loc[0, "Device-hours"].endswith("†") and not table.loc[2, "Device-hours"].endswith("†")
     figure = evidence_plots.quality_vs_cost(Grid(records))

@@ -30,7 +30,7 @@ from repro.harness.manifest import Manifest, check_inputs, files_of, inputs_of, 
 from repro.harness.outcome import blank_record, finish_record, latency_of_network, size_of_network
 from repro.harness.pretrained import origin
 from repro.harness.progress import CellProgress, say
-from repro.harness.record_checks import SIZE_TOLERANCE
+from repro.harness.record_checks import meets_size
 from repro.harness.records import Record
 from repro.harness.storage import write_atomically
 from repro.harness.training import CHECKPOINTS, Run, train
@@ -316,7 +316,8 @@ def check_size(experiment: Experiment, cell: Cell, model: nn.Module, made: Manif
         base = build_base(experiment.config.denoiser, seed=0)
     params, realised, folder = cost.count_params(model.parameters()), size_of(base, model), experiment.folder(cell)
     assert cell.size is not None, cell.name
-    if params != made.params or abs(realised - cell.size) > SIZE_TOLERANCE or abs(realised - (made.realised or realised)) > ROUNDING:
+    meets = meets_size(realised, cell.size, experiment.config.allocation.rule)
+    if params != made.params or not meets or abs(realised - (made.realised or realised)) > ROUNDING:
         raise ReproError(
             f"{folder}: its network has {params:,} parameters, which is P = {realised:.3f}; {cell.name} was made with "
             f"{made.params or 0:,}, as P = {made.realised or cell.size:.3f}; {remedy(folder)}"

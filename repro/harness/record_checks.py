@@ -16,6 +16,11 @@ SIZE_TOLERANCE = 0.05  # between the size P that a network is called and the one
 CHECKSUM = "sha256"
 
 
+def meets_size(realised: float, size: float, rule: str | None) -> bool:
+    """Says whether a network may be called by a size; Formula 5 taken literally misses the sizes that it is asked for, by design."""
+    return rule == "formula5" or abs(realised - size) <= SIZE_TOLERANCE
+
+
 def checksum(record: Record) -> str:
     """Returns the SHA-256 of all that a record says beside it."""
     return hashlib.sha256(json.dumps({key: value for key, value in record.items() if key != CHECKSUM}, sort_keys=True).encode()).hexdigest()
@@ -39,7 +44,8 @@ def _cell(record: Record) -> Iterator[str]:
     if cell["name"] != expected:
         yield f"is called {cell['name']}, and method, size and seed make {expected}"
     realised = (record.get("size") or {}).get("realised")
-    if None not in (realised, cell.get("size")) and abs(realised - cell["size"]) > SIZE_TOLERANCE:
+    rule = ((record["provenance"].get("config") or {}).get("allocation") or {}).get("rule")
+    if realised is not None and cell.get("size") is not None and not meets_size(realised, cell["size"], rule):
         yield f"is of size {cell['size']:g}, and its network amounts to {realised:g}"
     samples = record.get("samples")
     if samples and samples["file"] != f"samples/{cell['name']}.png":
