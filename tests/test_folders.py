@@ -409,7 +409,8 @@ sys.modules["repro"] = None  # not installed
 if sys.argv[2] == "declare":  # a torchvision of another build than torch; see repro/torchvision_ops.py
     import torch
     library = torch.library.Library("torchvision", "FRAGMENT")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 import torch
 from diffusers import DiffusionPipeline
 torch.set_num_threads(1)
