@@ -386,7 +386,7 @@ def test_a_pipeline_samples_here_as_in_diffusers(model, scheduler, tmp_path):
         {"prediction_type": "v_prediction"},
         {"thresholding": True},
         {"timestep_spacing": "quadratic"},
-        {"clip_sample": 1},
+        {"clip_sample": 2},
         {"clip_sample_range": 2.0},
         {"steps_offset": 10**9},
     ],
