@@ -386,7 +386,7 @@ def test_a_pipeline_samples_here_as_in_diffusers(model, scheduler, tmp_path):
         {"prediction_type": "v_prediction"},
         {"thresholding": True},
         {"timestep_spacing": "quadratic"},
-        {"clip_sample": 1},
+        {"clip_sample": 2},
         {"clip_sample_range": 2.0},
         {"steps_offset": 10**9},
     ],
@@ -409,7 +409,8 @@ sys.modules["repro"] = None  # not installed
 if sys.argv[2] == "declare":  # a torchvision of another build than torch; see repro/torchvision_ops.py
     import torch
     library = torch.library.Library("torchvision", "FRAGMENT")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 import torch
 from diffusers import DiffusionPipeline
 torch.set_num_threads(1)

@@ -213,7 +213,7 @@ HOSTILE_NETWORKS = {
     "deep JSON": (lambda folder, _: (folder / CONFIG).write_text("[" * 100_000), "nested too deeply"),
     "huge JSON": (lambda folder, _: (folder / CONFIG).write_bytes(b" " * (2**24 + 1)), "More than 16 MiB"),
     "only a pickle": (only_a_pickle, "No such file or directory"),
-    "index to a pickle": (index_to_a_pickle, "No such file or directory"),
+    "index to a pickle": (index_to_a_pickle, "names 'diffusion_pytorch_model.bin', which is no safetensors file beside it"),
     "pickle in its place": (lambda folder, marker: torch.save(Payload(marker), folder / WEIGHTS), ""),
     "plain pickle in its place": (lambda folder, marker: (folder / WEIGHTS).write_bytes(pickle.dumps(Payload(marker))), ""),
     "endless header": (lambda folder, _: raw(folder, {}, length=2**62), ""),

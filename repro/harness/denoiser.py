@@ -175,7 +175,8 @@ def load_denoiser(folder: Path) -> PrunedDenoiser:
         narrowed, arguments_of = READERS[name]
         with torch.device("meta"):
             model: PrunedDenoiser = narrowed(**arguments_of(settings))
-            try_out(model)
+            if not model.config["widths"]:  # otherwise it was tried when it was built
+                try_out(model)
         load_weights(model, *weight_files(place))
         model.eval()
     except Exception as error:  # diffusers raises errors of many kinds for one reason: the folder is not what it should be
