@@ -413,7 +413,14 @@ def within(key: str, value: int, most: int) -> None:
 
 
 def not_negative(key: str, value: float, most: int, zero: str = "") -> None:
-    """Raises a `ReproError` that names the key, unless the value is at least 0 and not more than there ever is; `zero` says what 0 means."""
+    """Raises a `ReproError` that names the key, unless the value is at least 0 and not more than there ever is.
+
+    Args:
+        key: The key.
+        value: Its value.
+        most: The most that it may be.
+        zero: What 0 means, for the message; empty where 0 is a value like any other.
+    """
     check(key, 0 <= value <= most, f"must not be negative, and at most {most:,}, not {value:,}" + (f"; {zero}" if zero else ""))
 
 

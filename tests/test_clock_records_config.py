@@ -531,9 +531,9 @@ def test_value_out_of_range_is_refused_by_key(key, value):
             [
                 "sample_size=28",
                 "block_out_channels=[8, 8, 8, 8]",
-                'down_block_types=["DownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D"]',
-            ]
-            + ['up_block_types=["UpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"]'],
+                f"down_block_types={['DownBlock2D'] * 4}",
+                f"up_block_types={['UpBlock2D'] * 4}",
+            ],
             "sample_size: must be a multiple of 8, for 4 levels (block_out_channels) halve it 3 times",
         ),
         (["sample_size=1"], "sample_size: must be a multiple of 2"),
@@ -577,7 +577,7 @@ def test_more_threads_than_a_machine_can_run_are_refused_before_anything_is_comp
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_that_no_library_takes_is_refused_by_its_flag(seed, tiny, tmp_path):
-    experiment = Experiment(config=tiny, results=tmp_path, runs=tmp_path, methods=METHODS)
+    experiment = Experiment(config=tiny, source="", results=tmp_path, runs=tmp_path, methods=METHODS)
     with pytest.raises(ReproError, match=r"^--seeds: must not be negative, and at most 4,294,967,295"):
         plan_cells(experiment, ["noise"], None, [0, seed])
     with pytest.raises(ReproError, match=r"^--seed: must not be negative"):
