@@ -49,6 +49,12 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def damage(session: nox.Session) -> None:
+    """Damage every file that a finished run leaves, and its images, and count what is not noticed: minutes on two cores."""
+    session.run(_python(session, "tests"), "-m", "damage", *session.posargs, env={"PYTHONPATH": f"{HERE}{os.pathsep}{HERE / 'tests'}"})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and types."""
     python = _python(session, "lint")

@@ -20,7 +20,7 @@ from torch_pruning.dependency import Group
 
 from repro.errors import ReproError
 from repro.harness.denoiser import count_params
-from repro.ofa.supernet import refresh_widths
+from repro.harness.narrowed import refresh_widths
 
 Score = Callable[[Group], Tensor | None]
 SEARCH_STEPS = 14

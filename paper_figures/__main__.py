@@ -16,7 +16,8 @@ from paper_figures.published import Published, load_published
 from paper_figures.tables import results_table, with_published, write_tables
 from repro.ending import ended
 from repro.errors import ReproError
-from repro.harness.records import Record, read_records
+from repro.harness.records import Record
+from repro.methods import known_records
 
 EPILOG = """\
 Reads the records (one JSON file per cell) of each experiment and writes next to them, in FOLDER = results/NAME:
@@ -50,7 +51,7 @@ def _run(options: argparse.Namespace) -> int:
     published = _published(options)
     for folder in folders:
         print(folder)
-        records = read_records(folder)
+        records = known_records(folder)
         literature = literature_beside(records, published)
         VERBS[options.verb](folder, records, literature)
         if options.show:

@@ -35,12 +35,13 @@ class MissingRecordsError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
-    """A file with one row of `count` sample images, of `height` x `width` pixels each."""
+    """A file with one row of `count` sample images, of `height` x `width` pixels each; `sha256` is empty in older records."""
 
     file: str
     count: int
     height: int
     width: int
+    sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +68,8 @@ class Variant:
 class Cell:
     """One (method, size, seed) of the grid; what it lacks is None or empty.
 
-    `device` names the machine, and no two machines of an experiment have one name. A base that came trained has the costs of its training,
-    which ran once on `trained_on`.
+    `base` is the SHA-256 of the weights that it descends from. `device` names the machine, and no two machines of an experiment have one
+    name. A base that came trained has the costs of its training, which ran once on `trained_on`.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Cell:
     variant: Variant | None
     delivered_by: tuple[str, ...]
     starts_from: str
+    base: str
     counts: Mapping[str, float]
     device: str
     machine: Conditions
@@ -163,6 +165,7 @@ def _cell(record: Record) -> Cell:
         variant=Variant(**{key: str(record["variant"][key]) for key in ("of", "factor", "label")}) if record.get("variant") else None,
         delivered_by=tuple(record.get("delivered_by") or ()),
         starts_from=str(record.get("starts_from") or ""),
+        base=str((record.get("base") or {}).get("sha256") or ""),
         counts={key: number for key in COUNTS if (number := _number(size[key])) is not None} if size else {},
         device=_device(cost),
         machine=machine_of(cost, record["provenance"]),
@@ -199,7 +202,7 @@ def _values(values: Sequence[float]) -> tuple[float, ...]:
 
 def _strip(samples: Mapping[str, Any], name: str) -> Strip:
     """Returns the strip of a cell, which lies where this program puts it and nowhere else."""
-    strip = Strip(**{key: samples[key] for key in ("file", "count", "height", "width")})
+    strip = Strip(**{key: samples[key] for key in ("file", "count", "height", "width")}, sha256=samples.get("sha256") or "")
     if strip.file != f"samples/{name}.png":
         raise ValueError(f"samples.file is {strip.file!r:.80}, not 'samples/{name}.png'")
     if min(strip.count, strip.height, strip.width) < 1 or strip.count * strip.height * strip.width > MOST_PIXELS:

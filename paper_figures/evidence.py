@@ -14,7 +14,7 @@ from scipy.stats import t as student
 
 from paper_figures.bills import deliverers
 from paper_figures.cells import Cell, cells_of
-from paper_figures.comparable import check_comparable, most_common
+from paper_figures.comparable import Conditions, check_comparable, most_common
 from repro.harness.records import Record
 
 CONFIDENCE = 0.95
@@ -92,13 +92,16 @@ class Grid:
         return grid
 
     def check_scale(self, *methods: str) -> None:
-        """Refuses methods that were judged on several scales.
+        """Refuses methods that were judged on several scales, or that start from other bases at a seed.
 
         Raises:
-            IncomparableError: They were.
+            IncomparableError: They were, or do.
         """
         cells = [cell for method in methods for by_size in self.of.get(method, {}).values() for cell in by_size.values()]
         check_comparable((cell.scale for cell in cells if cell.scale), f"the qualities of {_listed(methods)}")
+        for seed in self.seeds(*methods):
+            bases = [cell.base for method in methods for cell in self.of[method][seed].values() if cell.base]
+            check_comparable((Conditions((("base", base),)) for base in bases), f"at seed {seed} the networks of {_listed(methods)}")
 
     def seeds(self, *methods: str) -> list[int]:
         """Returns the seeds at which every method has a cell, ascending."""

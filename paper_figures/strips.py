@@ -13,6 +13,7 @@ from paper_figures.cells import Cell, MissingRecordsError, Strip, cells_of
 from paper_figures.look import look_of
 from repro.errors import ReproError
 from repro.harness.records import Record
+from repro.harness.storage import sha256_of_file
 
 MAX_IMAGES = 10
 IMAGE_INCHES = 0.36
@@ -76,6 +77,8 @@ def images_of(folder: Path, strip: Strip) -> Image:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ReproError(f"{path}: a link to somewhere else; {remedy}")
     try:
+        if strip.sha256 not in ("", sha256_of_file(path)):
+            raise ReproError(f"{path}: not the samples of its record, whose SHA-256 is {strip.sha256[:16]}...; {remedy}")
         with PIL.Image.open(path, formats=("PNG",)) as image:  # its header alone: a small file can hold a huge image
             width, height = image.size
         if (width, height) == (strip.count * strip.width, strip.height):

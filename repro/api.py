@@ -14,10 +14,11 @@ from repro.errors import ReproError
 from repro.harness.cells import Cell, Experiment, Method, Product, Variant, base_cell, plan_cells
 from repro.harness.experiment import load_model, run_cells, train_cell
 from repro.methods import METHODS, needs_base, trained_alone, trained_once
+from repro.ofa.accounting import size_of
 from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import Law
 from repro.ofa.supernet import Supernet
-from repro.planning import plan_of, score_base, size_of
+from repro.planning import plan_of, score_base
 from repro.program import this_script
 from repro.single import train_alone
 

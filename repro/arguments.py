@@ -34,6 +34,8 @@ EXIT_CODES = (
     "130 interrupted from the keyboard: likewise"
 )
 
+DEFAULT_PLACES = {"results": Path("results/local"), "runs": Path("runs")}
+
 
 def parser(
     verbs_by_name: Mapping[str, tuple[Verb, str]], *, program: Program = MODULE, default: Sequence[str] = DEFAULT_METHODS
@@ -63,14 +65,14 @@ def parser(
         verb.add_argument(
             "--results",
             type=Path,
-            default=Path("results/local"),
+            default=DEFAULT_PLACES["results"],
             metavar="DIR",
             help="where records go, in a folder of the experiment's name (default: %(default)s)",
         )
         verb.add_argument(
             "--runs",
             type=Path,
-            default=Path("runs"),
+            default=DEFAULT_PLACES["runs"],
             metavar="DIR",
             help="where weights and checkpoints go, likewise (default: %(default)s)",
         )

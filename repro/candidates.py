@@ -13,7 +13,8 @@ from repro.harness.cells import Cell, Experiment
 from repro.harness.cost import Latency, measure_latency, peak_bytes
 from repro.harness.denoiser import build_base, with_widths
 from repro.harness.distributed import device
-from repro.harness.records import Record, read_records
+from repro.harness.records import Record
+from repro.methods import known_records
 
 MB = 1e6
 LATENCY_ROUNDS = 2  # so far apart that what slows the machine for a moment slows one of them
@@ -133,7 +134,7 @@ def candidates(experiment: Experiment, method: str, seed: int, budget: dict[str,
     Raises:
         ReproError: A record is corrupt, or another configuration made it.
     """
-    records = measured_of(read_records(experiment.results), (method,))
+    records = measured_of(known_records(experiment.results), (method,))
     for record in records:  # refuses those of another configuration
         experiment.record(Cell(method=method, size=record["cell"]["size"], seed=record["cell"]["seed"]))
     quality, offered = qualities(records), [record for record in records if record["cell"]["seed"] == seed]
@@ -195,7 +196,7 @@ def rivals(experiment: Experiment, methods: Collection[str], chosen: Candidate, 
     if not budget.keys() & limits.keys():
         limits = {key: 1.02 * chosen.costs[key] for key in limits}
     settings, found = experiment.config.evaluation, []
-    every = read_records(experiment.results)
+    every = known_records(experiment.results)
     by_name = {record["cell"]["name"]: record for record in every}
     comparable = [record for record in measured_of(every, methods) if _comparable(record, settings.metric, settings.samples)]
     for method in methods:

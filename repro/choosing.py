@@ -1,6 +1,5 @@
 """The right subnet for a device: the answer of `python -m repro choose`."""
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from repro.harness.clock import Clock
 from repro.harness.cost import count_macs, count_params
 from repro.harness.distributed import device
 from repro.harness.evaluation import draw_samples, judge
-from repro.harness.experiment import is_made, load_model
+from repro.harness.experiment import load_model
+from repro.harness.manifest import check_inputs, is_made, read_manifest
 from repro.harness.progress import CellProgress
 from repro.joint import load_supernet
 from repro.ofa.pipes import pipes_of
@@ -124,10 +124,12 @@ def measure_between(experiment: Experiment, choice: Choice) -> Choice:
     experiment, found = _with_between(experiment), _needed(choice)
     size = found.candidate.size
     cell = Cell(method=BETWEEN, size=size, seed=choice.seed)
-    shutil.rmtree(experiment.folder(cell), ignore_errors=True)  # the samples of another supernet may lie there
+    joint = joint_cell(cell)
+    manifest = read_manifest(experiment, joint)
+    check_inputs(experiment, joint, manifest)
     report = CellProgress(cell.name, Clock(), experiment.folder(cell), experiment.identity(cell))
     try:
-        sets = draw_samples(experiment, found.supernet.extract(size), cell, report)
+        sets = draw_samples(experiment, found.supernet.extract(size), cell, f"{cell.name} of {manifest.digest}", report)
         quality = judge(experiment, sets, experiment.images.pixels, report, sampled=True)
     finally:
         report.close()

@@ -11,10 +11,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from repro.arguments import DEFAULT_METHODS, Verb, parser
+from repro.arguments import DEFAULT_METHODS, DEFAULT_PLACES, Verb, parser
 from repro.config import load_config
 from repro.ending import ended
 from repro.errors import ReproError
+from repro.harness.environment import set_for_cublas
 from repro.program import MODULE, Program
 from repro.sections import check
 from repro.size_text import size_text
@@ -69,6 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     from repro.harness.experiment import run_cells
     from repro.preflight import preflight
 
+    distributed.engine_library()  # its import belongs to the start of the process, not to the first training that needs it
     begun = time.monotonic()
     if distributed.ranks() > 1:
         distributed.start(experiment.config.execution.rank_timeout_sec)
@@ -214,15 +216,23 @@ def _experiment(options: argparse.Namespace) -> "Experiment":
     """Loads the configuration and everything heavy; training steps that were set for this machine take the place of those written."""
     config = load_config(options.config, options.set)
     _quiet()
+    set_for_cublas()
     from repro.budget import with_budget
     from repro.harness.cells import Experiment
     from repro.harness.places import Places, default_cache
 
     places = Places(cache=options.cache or default_cache(), data_root=options.data_root, inception_weights=options.inception_weights)
-    source = shlex.join(["--config", options.config, *(word for value in options.set for word in ("--set", value))])
+    source = shlex.join(["--config", options.config, *(word for value in options.set for word in ("--set", value)), *_places(options)])
     folders = {"results": options.results / config.name, "runs": options.runs / config.name}
     known = {"methods": _methods(options.own), "program": options.program}
     return with_budget(Experiment(config=config, source=source, places=places, **folders, **known))
+
+
+def _places(options: argparse.Namespace) -> list[str]:
+    """Returns the words that name the folders and files which are not where they are by default."""
+    given = {name: getattr(options, name) for name in ("results", "runs", "cache", "data_root", "inception_weights")}
+    words = ([f"--{name.replace('_', '-')}", str(path)] for name, path in given.items() if path not in (None, DEFAULT_PLACES.get(name)))
+    return [word for pair in words for word in pair]
 
 
 def _methods(own: Sequence["Method"]) -> "Mapping[str, Method]":

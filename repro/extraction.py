@@ -17,7 +17,7 @@ from repro.harness.diffusion import image_noise, predictor, sample_pixels, sampl
 from repro.harness.distributed import device
 from repro.joint import load_supernet
 from repro.model_card import model_card
-from repro.planning import size_of
+from repro.ofa.accounting import size_of
 from repro.sections import MOST_SEED, not_negative
 from repro.size_text import size_text
 

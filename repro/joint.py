@@ -17,12 +17,13 @@ from repro.harness.denoiser import build_base, set_dropout
 from repro.harness.diffusion import NoisyBatch, predictor
 from repro.harness.experiment import load_model, train_cell
 from repro.harness.progress import CellProgress
+from repro.ofa.accounting import size_of
 from repro.ofa.allocation import Plan, floor_units, kept_channels, rankings
 from repro.ofa.importance import Importance
 from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import Law, Sandwich, draw_widths
 from repro.ofa.supernet import Supernet
-from repro.planning import plan_of, ranking_scores, score_base, scoring_pflop, size_of
+from repro.planning import plan_of, ranking_scores, score_base, scoring_pflop
 from repro.single import losses_of, train_alone
 
 PLAN = "plan.json"

@@ -15,9 +15,10 @@ from repro.harness.progress import CellProgress
 from repro.harness.randomness import derive_seed, generator
 from repro.harness.shipped import shipped_base
 from repro.joint import extracted
+from repro.ofa.accounting import params_at, size_of
 from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
-from repro.planning import params_at, plan_of, ranking_scores, score_base, size_of
+from repro.planning import plan_of, ranking_scores, score_base
 from repro.single import train_alone
 
 GRADIENTS = "gradients.safetensors"

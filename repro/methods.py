@@ -5,12 +5,15 @@ This table is light: what makes a cell's product, and all that it needs, is impo
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baselines.names import RECIPES
 from repro.config import Config, changed
-from repro.harness.cells import Cell, Experiment, Method, Product, Variant, base_cell, joint_cell, scores_cell
+from repro.errors import ReproError
+from repro.harness.cells import Cell, Experiment, Method, Product, Variant, base_cell, contradicts_method, joint_cell, scores_cell
 from repro.harness.clock import Clock
+from repro.harness.records import REMEDY, Record, read_records, record_path
 from repro.ofa.sampling_law import Law
 from repro.variants import FINETUNED, METHOD, TRAINED_ALONE, TRAINED_ONCE
 
@@ -92,7 +95,7 @@ def trained_once(name: str, summary: str, variant: Variant | None = None, law: L
         sizes=_varied(_reported, variant),
         make=_maker("repro.joint", "make_subnet", name),
         needs=needs_joint,
-        delivered_by=needs_joint,
+        delivered_by=lambda cell: (joint_cell(cell, name),),
         prunes="pipes",
         variant=variant,
     )
@@ -118,11 +121,11 @@ def trained_alone(
     if recipe == "diff_pruning" and criterion is None:
         scored_by = name if variant is None or variant.factor == "threshold" else variant.of
 
-    def delivered_by(_config: Config, cell: Cell) -> tuple[Cell, ...]:
+    def delivered_by(cell: Cell) -> tuple[Cell, ...]:
         return (scores_cell(scored_by, cell),) if scored_by and cell.size != 1 else ()
 
     def needs(config: Config, cell: Cell) -> tuple[Cell, ...]:
-        return (*needs_base(config, cell), *delivered_by(config, cell))
+        return (*needs_base(config, cell), *delivered_by(cell))
 
     method = Method(
         name=name,
@@ -199,7 +202,7 @@ VARIANTS = [
         sizes=_reported,
         make=_maker("repro.joint", "make_finetuned"),
         needs=lambda _config, cell: (joint_cell(cell),),
-        delivered_by=lambda _config, cell: (joint_cell(cell),),
+        delivered_by=lambda cell: (joint_cell(cell),),
         budget=lambda _config: "finetuning",
         prunes="pipes",
         variant=FINETUNED,
@@ -207,3 +210,16 @@ VARIANTS = [
     *(method for name, variant in TRAINED_ALONE.items() for method in trained_alone(name, variant.of, _title(variant), variant)),
 ]
 METHODS = {method.name: method for method in [*CONTROLS, BASE, *THE_METHOD, *BASELINES, *VARIANTS]}
+
+
+def known_records(folder: Path) -> list[Record]:
+    """Reads every record of an experiment's folder and holds it against its method, where that is one of these.
+
+    Raises:
+        ReproError: The folder does not exist, or a record is corrupt, or contradicts itself or its method.
+    """
+    records = read_records(folder)
+    for record in records:
+        if problem := contradicts_method(record, METHODS):
+            raise ReproError(f"{record_path(folder, record['cell']['name'])}: the record {problem}; {REMEDY}")
+    return records

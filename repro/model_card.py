@@ -6,6 +6,7 @@ from typing import Any
 from repro.candidates import spread
 from repro.errors import one_line
 from repro.harness.cells import Cell, Experiment, joint_cell
+from repro.harness.diffusion import sampling_timesteps
 from repro.harness.records import Record
 
 CARD = """---
@@ -31,18 +32,38 @@ pipeline_tag: unconditional-image-generation
 | configuration | {config}, sha256 {config_sha256} |
 | made with | {versions} |
 
-```python
-import repro.harness.denoiser  # knows the class of this network
-from diffusers import DDIMPipeline
+The picture above: images 0 to {last} of seed {seed}, sampling seed {sampling_seed}, {steps} DDIM steps, {spacing} spacing.
+This draws them as the images were drawn whose quality was measured, to the bit on the same device:
 
-images = DDIMPipeline.from_pretrained("{folder}")(batch_size=4, num_inference_steps={steps}).images
+```python
+from hashlib import sha256
+
+import torch
+from repro.harness.denoiser import load_pipeline
+
+pipeline = load_pipeline("{folder}")
+network, alpha_bars = pipeline.unet.eval(), pipeline.scheduler.alphas_cumprod.tolist()
+names = [repr(("sample", {seed}, {sampling_seed}, index)) for index in range({drawn})]
+streams = [torch.Generator().manual_seed(int.from_bytes(sha256(name.encode()).digest()[:8], "big") >> 1) for name in names]
+images = torch.stack([torch.randn({shape}, generator=stream) for stream in streams]).to(network.device)
+times = {times}
+with torch.no_grad(){autocast}:
+    for time, earlier in zip(times, [*times[1:], None]):
+        now, then = alpha_bars[time], 1.0 if earlier is None else alpha_bars[earlier]
+        noise = network(images, torch.full((len(images),), time, device=images.device)).sample
+        clean = {clean}
+        images = then**0.5 * clean + (1 - then) ** 0.5 * noise
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)  # [B, C, H, W]
 ```
 
-The picture above: images 0 to {last} of seed {seed}, sampling seed {sampling_seed}, {steps} DDIM steps, {spacing} spacing.
+`load_pipeline` reads plain values and tensors, and runs no code of this folder. Without that package,
+`DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)` of diffusers makes the same pipeline: it runs
+`unet/repro.harness.denoiser.py`, the class of this network, so read that file first. `pipeline(num_inference_steps={steps})` is
+diffusers' own sampler, {plainly}. `UNet2DModel.from_config` of `unet/` builds the whole network, not this one.
 """
 ONNX = """
 `model.onnx` is the same network for devices without Python or torch: `sample` [B, {channels}, {height}, {width}] and `timestep` [B] (int64)
-give `noise`. On this network onnxruntime and torch differ by at most {difference:.1g}. Sampling from it (DDIM, uniform spacing):
+give `noise`. On this network onnxruntime and torch differ by at most {difference:.1g}. Sampling from it, by the same timesteps:
 
 ```python
 import numpy as np
@@ -51,15 +72,20 @@ import onnxruntime
 session = onnxruntime.InferenceSession("{folder}/model.onnx")
 alpha_bars = np.cumprod(1 - {betas})
 images = np.random.default_rng(0).standard_normal((4, {channels}, {height}, {width})).astype(np.float32)
-stride = {timesteps} // {steps}
-for t in reversed(range(0, {steps} * stride, stride)):
-    (noise,) = session.run(None, {{"sample": images, "timestep": np.full(len(images), t)}})
-    now, earlier = alpha_bars[t], alpha_bars[t - stride] if t else 1.0
+times = {times}
+for time, earlier in zip(times, [*times[1:], None]):
+    now, then = alpha_bars[time], 1.0 if earlier is None else alpha_bars[earlier]
+    (noise,) = session.run(None, {{"sample": images, "timestep": np.full(len(images), time)}})
     clean = {clean}
-    images = (earlier**0.5 * clean + (1 - earlier) ** 0.5 * noise).astype(np.float32)
+    images = (then**0.5 * clean + (1 - then) ** 0.5 * noise).astype(np.float32)
 pixels = ((images / 2 + 0.5).clip(0, 1) * 255).round().astype(np.uint8)  # [B, C, H, W]
 ```
 """
+PLAINLY = {
+    "uniform": "which visits the same timesteps",
+    "quadratic": "which knows no quadratic spacing and visits other timesteps than those that the quality was measured with",
+}
+CLEAN = "(images - (1 - now) ** 0.5 * noise) / now**0.5"
 BETAS = {
     "linear": "np.linspace({start}, {end}, {count})",
     "scaled_linear": "np.linspace({start}**0.5, {end}**0.5, {count}) ** 2",
@@ -109,6 +135,11 @@ def model_card(
         seed=cell.seed,
         sampling_seed=settings.sampling_seeds[0],
         last=about["drawn"] - 1,
+        shape=experiment.image_shape,
+        times=_times(experiment),
+        autocast="" if settings.precision == "float32" else f", torch.autocast(network.device.type, torch.{settings.precision})",
+        clean=f"({CLEAN}).clamp(-1, 1)" if settings.clip_sample else CLEAN,
+        plainly=PLAINLY[settings.spacing],
     )
     return text if onnx_difference is None else text + _onnx(experiment, folder, onnx_difference)
 
@@ -116,7 +147,6 @@ def model_card(
 def _onnx(experiment: Experiment, folder: str, difference: float) -> str:
     """Returns what a card says of the ONNX file."""
     (channels, height, width), diffusion = experiment.image_shape, experiment.config.diffusion
-    clean = "(images - (1 - now) ** 0.5 * noise) / now**0.5"
     return ONNX.format(
         channels=channels,
         height=height,
@@ -126,10 +156,15 @@ def _onnx(experiment: Experiment, folder: str, difference: float) -> str:
         betas=BETAS[diffusion.beta_schedule].format(
             start=diffusion.beta_start, end=diffusion.beta_end, count=diffusion.num_train_timesteps
         ),
-        timesteps=diffusion.num_train_timesteps,
-        steps=experiment.config.evaluation.sampler_steps,
-        clean=f"np.clip({clean}, -1, 1)" if experiment.config.evaluation.clip_sample else clean,
+        times=_times(experiment),
+        clean=f"np.clip({CLEAN}, -1, 1)" if experiment.config.evaluation.clip_sample else CLEAN,
     )
+
+
+def _times(experiment: Experiment) -> list[int]:
+    """Returns the timesteps that a sampler visits, in their order."""
+    settings = experiment.config.evaluation
+    return sampling_timesteps(experiment.config.diffusion.num_train_timesteps, settings.sampler_steps, settings.spacing)[::-1]
 
 
 def _plain(text: object) -> str:

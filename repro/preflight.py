@@ -12,9 +12,9 @@ from repro.harness import distributed
 from repro.harness.arithmetic import check_threads
 from repro.harness.cells import Cell, Experiment, base_cell
 from repro.harness.cost import count_params
-from repro.harness.experiment import is_made
 from repro.harness.heartbeat import duration
 from repro.harness.inception import LAYERS, inception_layer
+from repro.harness.manifest import is_made
 from repro.harness.pretrained import load_pretrained
 from repro.harness.progress import say
 from repro.harness.provenance import device_name

@@ -15,11 +15,13 @@ from repro.harness.cells import Experiment, base_cell
 from repro.harness.cost import count_macs, count_macs_torch_pruning, count_params
 from repro.harness.denoiser import build_base, channel_widths
 from repro.harness.distributed import device
-from repro.harness.experiment import is_made, load_model
+from repro.harness.experiment import load_model
+from repro.harness.manifest import is_made
 from repro.harness.progress import say
+from repro.ofa.accounting import params_at
 from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
-from repro.planning import equal_importance, params_at, plan_of, score_base
+from repro.planning import equal_importance, plan_of, score_base
 from repro.size_text import size_text
 
 FOOTNOTE = "* evaluated and reported. MACs: one forward pass on one image, with attention's matrix products, and without."

@@ -17,9 +17,10 @@ from repro.harness.classifier_network import Classifier
 from repro.harness.cost import activation_gradient_pflop, count_macs, pipe_macs, train_pflop
 from repro.harness.denoiser import build_base
 from repro.harness.diffusion import sampling_timesteps
-from repro.harness.experiment import is_made
+from repro.harness.manifest import is_made
+from repro.ofa.accounting import params_at
 from repro.ofa.pipes import pipes_of
-from repro.planning import equal_importance, params_at, plan_of
+from repro.planning import equal_importance, plan_of
 
 # MACs of one image at 299 x 299 up to the layer: torch-fidelity 0.4.0's network under torch's FlopCounterMode on the meta device.
 INCEPTION_MACS = {"fid": 5_711_168_096, "fid768": 4_709_229_152}

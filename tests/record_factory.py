@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from repro.harness.cells import Cell
 from repro.harness.records import write_record
+from repro.methods import METHODS
+from repro.size_text import size_text
 
 SIZES = (1.0, 0.75, 0.5, 0.25)
 DEVICE = "AMD EPYC (2 cores)"
@@ -36,7 +39,7 @@ Record = dict[str, Any]
 
 def cell_name(method: str, size: float | None, seed: int) -> str:
     """Returns a cell's name, without a size where it has none."""
-    return f"{method}-seed{seed}" if size is None else f"{method}-{size:g}-seed{seed}"
+    return f"{method}-seed{seed}" if size is None else f"{method}-{size_text(size)}-seed{seed}"
 
 
 def make_record(method: str, size: float | None, seed: int = 0, **changes: Any) -> Record:
@@ -54,7 +57,7 @@ def make_record(method: str, size: float | None, seed: int = 0, **changes: Any) 
         "cell": {"name": cell_name(method, size, seed), "method": method, "size": size, "seed": seed},
         "status": "done",
         "reason": None,
-        "delivered_by": [f"ofa_joint-seed{seed}"] if method == "ofa" else [],
+        "delivered_by": _delivered_by(method, size, seed),
         "starts_from": f"base-1-seed{seed}" if method not in ("base", "floor", "noise", "scratch") else None,
         "size": None if size is None else _size(size),
         "cost": _cost(phases),
@@ -65,6 +68,11 @@ def make_record(method: str, size: float | None, seed: int = 0, **changes: Any) 
         "provenance": {"git_commit": "0" * 40, "git_dirty": False, "config_sha256": "c", "lives": 1},
     }
     return copy.deepcopy(record | changes)
+
+
+def _delivered_by(method: str, size: float | None, seed: int) -> list[str]:
+    known = METHODS.get(method)
+    return [cell.name for cell in known.delivered_by(Cell(method=method, size=size, seed=seed))] if known else []
 
 
 def quality(values: list[float], metric: str = "fid_classifier", n_samples: int = 1797) -> Record:
@@ -85,7 +93,7 @@ def make_records(seeds: tuple[int, ...] = (0,), methods: tuple[str, ...] = tuple
     for seed in seeds:
         records += [make_record(method, size, seed) for method in methods for size in QUALITY[method]]
         records += [make_record("ofa_joint", None, seed)] if "ofa" in methods else []
-    return [*records, make_record("floor", None), make_record("noise", None)]
+    return [*with_scores(records), make_record("floor", None), make_record("noise", None)]
 
 
 def make_cifar10_record(method: str, size: float | None, seed: int = 0, *, weights: str = "ema", **changes: Any) -> Record:
@@ -97,7 +105,7 @@ def make_cifar10_record(method: str, size: float | None, seed: int = 0, *, weigh
     config = {"data": {"name": "cifar10"}, "network": {"sample_size": 32}}
     record = make_record(method, size, seed, experiment="cifar10", quality=judged | changes)
     record["provenance"]["config"] = config
-    record["base"] = {"source": "path", "weights": weights, "sha256": "b"} if size else None
+    record["base"] = {"source": "path", "weights": weights, "sha256": "b" * 64} if size else None
     if size:
         params, macs = round(CIFAR10_PARAMS * (0.13 + 0.87 * size)), round(CIFAR10_MACS * (0.177 + 0.823 * size))
         record["size"] |= {"params": params, "macs": macs, "macs_torch_pruning": round(macs * 6.064 / 6.222)}
@@ -123,6 +131,24 @@ def make_scores(records: list[Record], method: str, pflop: float = 0.0008, hours
             made = make_record(f"{method}_scores", None, seed, training=training, quality=None, cost=cost, variant=record.get("variant"))
             scores[seed] = made
     return [*records, *scores.values()]
+
+
+def with_scores(records: list[Record]) -> list[Record]:
+    """Returns the records with those of the scoring passes that they list, done for nothing where a test says nothing else."""
+    listed = {name for record in records for name in record["delivered_by"]} - {record["cell"]["name"] for record in records}
+    made = []
+    for name in sorted(name for name in listed if "_scores-" in name):
+        method, _, seed = name.rpartition("-seed")
+        training = {"images": 1024, "train_pflop": 0.0, "scoring_pflop": 0.0, "timesteps": 100}
+        cost = _cost(dict.fromkeys(JOINT_PHASES, 0.0))
+        made.append(make_record(method, None, int(seed), training=training, quality=None, cost=cost, variant=variant_of(method)))
+    return [*records, *made]
+
+
+def variant_of(method: str) -> Record | None:
+    """Returns what the record of a known method says of the method that it varies."""
+    known = METHODS[method].variant
+    return None if known is None else {"of": known.of, "factor": known.factor, "label": known.label, "changes": {}}
 
 
 def busy(record: Record) -> Record:

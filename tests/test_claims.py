@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from record_factory import SIZES, busy, make_record, make_scores, quality
+from record_factory import SIZES, busy, make_record, make_scores, quality, variant_of, with_scores
 from scipy import stats
 
 from paper_figures import claims, evidence, evidence_plots, evidence_tables
@@ -21,7 +21,6 @@ from paper_figures.evidence import Grid, Interval, interval, percent, verdict
 from paper_figures.tables import results_table
 from repro.errors import ReproError
 from repro.harness.records import read_records, write_record
-from repro.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2)
@@ -31,15 +30,12 @@ OWN = {0: 0.004, 1: -0.003, 2: -0.001}  # of a cell
 
 
 def record_of(method, size, seed, factor):
-    known = METHODS[method].variant
-    variant = None if known is None else {"of": known.of, "factor": known.factor, "label": known.label, "changes": {}}
+    variant = variant_of(method)
     once = method.startswith(("ofa", "slimmable"))
-    joint = "ofa_joint" if method == "ofa_finetuned" else f"{method}_joint"
     values = [TRUE[size] * JITTER[seed] * factor * math.exp(OWN[seed] + step) for step in (-0.02, 0.02)]
     return make_record(method, size, seed) | {
         "variant": variant,
         "quality": quality(values),
-        "delivered_by": [f"{joint}-seed{seed}"] if once else [],
         "size": {"realised": size + 0.004, "params": int(1e6 * size), "macs": int(1e7 * size), "macs_torch_pruning": int(1e7 * size)},
         "training": {"train_pflop": 0.004 * size} if not once or method == "ofa_finetuned" else None,
     }
@@ -58,7 +54,7 @@ def records_of(factors, seeds=SEEDS):
                     joint
                     | {"cell": joint["cell"] | {"name": f"{method}_joint-seed{seed}", "method": f"{method}_joint"}, "variant": variant}
                 )
-    return records
+    return with_scores(records)
 
 
 WHOLE = {
@@ -497,3 +493,16 @@ def test_the_readme_shows_the_committed_table(name):
     readme = (ROOT / "README.md").read_text()
     table = (ROOT / "results" / "digits" / "tables" / f"{name}.md").read_text().partition("\n\n")[2].strip()
     assert f"<!-- {name} -->\n{table}\n\n" in readme
+
+
+def test_networks_of_other_bases_at_a_seed_are_not_compared():
+    records = records_of({"ofa": 1.0, "diff_pruning": 0.7})
+    for record in records:
+        if record["cell"]["size"] is not None:
+            record["base"] = {"sha256": ("a" if record["cell"]["method"] == "ofa" or record["cell"]["seed"] < 2 else "b") * 64}
+    with pytest.raises(ReproError, match="at seed 2 the networks of ofa and diff_pruning differ in base aaaaaaaa or bbbbbbbb"):
+        Grid(records).log_ratios("ofa", "diff_pruning")
+    for record in records:
+        if record["base"]:
+            record["base"]["sha256"] = "a" * 64
+    assert len(Grid(records).log_ratios("ofa", "diff_pruning")) == 3

@@ -39,10 +39,11 @@ def seconds_of(**named):
 
 
 def record_named(name="base-1-seed0", **changes):
+    method, size, seed = re.fullmatch(r"(.*?)(?:-([\d.]+))?-seed(\d+)", name).groups()
     record = {
         "schema_version": 1,
         "experiment": "x",
-        "cell": {"name": name, "method": "base", "size": 1.0, "seed": 0},
+        "cell": {"name": name, "method": method, "size": float(size) if size else None, "seed": int(seed)},
         "status": "done",
         "provenance": {"config_sha256": "c"},
     }
@@ -149,7 +150,7 @@ def test_training_overhead_is_every_phase_but_start_and_evaluate():
 
 
 def test_record_survives_writing_and_reading(tmp_path):
-    record = record_named(quality={"metric": "fid", "n_samples": 2, "mean": 1 / 3, "values": [0.1, 2e-17]}, reason=None, text="Fréchet")
+    record = record_named(quality={"metric": "fid", "n_samples": 2, "mean": 1 / 3, "values": [0.1, 2e-7]}, reason=None, text="Fréchet")
     path = write_record(tmp_path, record)
     assert path == tmp_path / "base-1-seed0.json" == record_path(tmp_path, "base-1-seed0")
     assert read_record(path) == record
@@ -157,9 +158,9 @@ def test_record_survives_writing_and_reading(tmp_path):
 
 
 def test_records_are_read_in_the_order_of_their_names(tmp_path):
-    for name in ("b", "a", "c"):
+    for name in ("b-seed0", "a-seed0", "c-seed0"):
         write_record(tmp_path, record_named(name))
-    assert [record["cell"]["name"] for record in read_records(tmp_path)] == ["a", "b", "c"]
+    assert [record["cell"]["name"] for record in read_records(tmp_path)] == ["a-seed0", "b-seed0", "c-seed0"]
 
 
 @pytest.mark.parametrize("key", ["schema_version", "experiment", "cell", "status", "provenance"])
@@ -179,7 +180,7 @@ def test_record_that_lacks_a_key_is_refused_by_name(tmp_path, key):
         (b"", "not a readable record"),
         (b"\xff\xfe\x00", "not a readable record"),
         (b"[1, 2]", "no JSON object"),
-        (json.dumps(record_named(schema_version=2)).encode(), "schema version 2"),
+        (json.dumps(record_named(schema_version=3)).encode(), "schema version 3"),
         (json.dumps(record_named(status="perhaps")).encode(), "'perhaps'"),
     ],
 )

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import resource
 import struct
 import subprocess
@@ -402,7 +403,8 @@ def test_images_of_the_right_size_come_through_untouched_in_sorted_order(tmp_pat
     assert images.name == "folder" and images.test is None
     assert np.array_equal(images.pixels.numpy(), stored.transpose(0, 3, 1, 2))
     assert images.sha256 == hashlib.sha256(stored.tobytes()).hexdigest()
-    lines = [f"{name} {(tmp_path / 'images' / name).stat().st_size}\n" for name in ("A.PNG", "b/9.png", "b/c/1.bmp", "b0.png", "c.webp")]
+    names = ("A.PNG", "b/9.png", "b/c/1.bmp", "b0.png", "c.webp")
+    lines = [f"{name} {hashlib.sha256((tmp_path / 'images' / name).read_bytes()).hexdigest()}\n" for name in names]
     assert images.files_sha256 == hashlib.sha256("".join(lines).encode()).hexdigest()
     assert images.labels.tolist() == [0, 1, 1, 0, 0]
 
@@ -451,10 +453,11 @@ def test_cache_knows_what_it_was_made_from(tmp_path):
         os.utime(tmp_path / folder / "0.bmp", ns=(2, 2))
     first = folder_of(tmp_path)
     others = folder_of(tmp_path, folder=str(tmp_path / "others"))
-    assert first.files_sha256 == others.files_sha256 and first.sha256 != others.sha256
+    assert first.files_sha256 != others.files_sha256 and first.sha256 != others.sha256
     save(tmp_path / "images" / "0.bmp", noise(20, 20, 3, seed=1))
-    os.utime(tmp_path / "images" / "0.bmp", ns=(1, 1))  # an older file took its place
+    os.utime(tmp_path / "images" / "0.bmp", ns=(2, 2))  # another file of the same size and time took its place
     assert folder_of(tmp_path).sha256 == others.sha256
+    assert len(list((tmp_path / "cache" / "data").glob("folder-*.npy"))) == 2  # one for each content, wherever it lies
     assert folder_of(tmp_path, size=8).pixels.shape == (1, 3, 8, 8)
     assert folder_of(tmp_path, channels=1).pixels.shape == (1, 1, 16, 16)
 
@@ -466,7 +469,7 @@ def test_of_many_that_need_the_images_one_decodes_them(tmp_path):
     program = (
         "import sys\nfrom pathlib import Path\nfrom repro.harness import image_folder as f\nmade = []\ndecode = f._decode\n"
         "f._decode = lambda *all: made.append(1) or decode(*all)\n"
-        "pixels, _, _ = f.read_folder(Path(sys.argv[1]), (3, 16, 16), Path(sys.argv[2]))\nprint(len(made), int(pixels.sum()))"
+        "pixels, _, _, _ = f.read_folder(Path(sys.argv[1]), (3, 16, 16), Path(sys.argv[2]))\nprint(len(made), int(pixels.sum()))"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "images"), str(tmp_path / "cache")]
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
@@ -531,6 +534,9 @@ def test_damaged_cache_is_named(tmp_path):
         cached.write_bytes(damaged)
         line = refusal(folder_of, tmp_path)
         assert line.startswith(f"{cached}: damaged (") and line.endswith("); delete it and run the command again")
+    zeroed = content[:-100] + b"\0" * 100
+    cached.write_bytes(zeroed)
+    assert re.match(rf"{cached}: damaged \(its pixels have the SHA-256 [0-9a-f]{{16}}\.\.\.\); delete it", refusal(folder_of, tmp_path))
     np.save(cached, noise(1, 8, 8, 3))
     assert refusal(folder_of, tmp_path) == f"{cached}: damaged (not uint8 [1, 16, 16, 3]); delete it and run the command again"
 

@@ -47,16 +47,16 @@ def test_the_sizes_of_a_seed_share_one_gradient_pass(tiny, tmp_path):
     pruned = [cell for cell in cells if cell.size is not None and cell.size < 1 and cell.method.startswith("diff_pruning")]
     assert len(pruned) == 6
     for cell in pruned:
-        delivered = METHODS[cell.method].delivered_by(tiny, cell)
+        delivered = METHODS[cell.method].delivered_by(cell)
         assert delivered == (Cell(method="diff_pruning_scores", size=None, seed=cell.seed),)
         assert cells.index(delivered[0]) < cells.index(cell)
 
 
 def test_another_threshold_has_a_pass_of_its_own_and_other_criteria_have_none(tiny):
     cell = Cell(method="diff_pruning_t0", size=0.5, seed=0)
-    assert METHODS["diff_pruning_t0"].delivered_by(tiny, cell) == (Cell(method="diff_pruning_t0_scores", size=None, seed=0),)
+    assert METHODS["diff_pruning_t0"].delivered_by(cell) == (Cell(method="diff_pruning_t0_scores", size=None, seed=0),)
     for name in ("random", "magnitude", "scratch"):
-        assert METHODS[name].delivered_by(tiny, Cell(method=name, size=0.5, seed=0)) == ()
+        assert METHODS[name].delivered_by(Cell(method=name, size=0.5, seed=0)) == ()
 
 
 def test_the_gradients_are_the_sum_over_the_informative_timesteps(tiny):

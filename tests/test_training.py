@@ -24,6 +24,7 @@ from repro.config import Execution, Training, load_config
 from repro.errors import ReproError, RunError
 from repro.harness.checkpoint import saved_steps
 from repro.harness.clock import Clock
+from repro.harness.sealed import read_sealed, write_sealed
 from repro.harness.training import Run, train
 from repro.planning import score_base
 
@@ -109,7 +110,7 @@ def checkpoint_progress(folder):
     if path is None:
         return None
     with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["progress"])
+        return json.loads(file.metadata()["about"])["progress"]
 
 
 def overhead_sec(seconds):
@@ -386,7 +387,7 @@ def test_resume_takes_over_the_clock_of_the_checkpoint(tiny, tmp_path):
     with pytest.raises(StoppedError):
         train(network(tiny, "base"), run_of(tiny, "base", folder=tmp_path), budget, Clock(), stop_at(5))
     with safe_open(newest(tmp_path / "checkpoints"), framework="pt") as file:
-        saved = json.loads(file.metadata()["progress"])["device_seconds"]
+        saved = json.loads(file.metadata()["about"])["progress"]["device_seconds"]
     last_seen = saved | {"train": saved["train"] + 7.0, "evaluate": saved["evaluate"] + 2.0}
     run = run_of(tiny, "base", folder=tmp_path)
     clock = Clock()
@@ -482,14 +483,15 @@ def killed_while_sampling(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sampling")
     samples = cell_folder(folder) / "samples"
     made = cell_folder(folder) / "made.json"
-    kill_once(folder, lambda: len(list(samples.glob("*.npy"))) >= 6, *SAMPLING)
+    kill_once(folder, lambda: len(list(samples.glob("*.safetensors"))) >= 6, *SAMPLING)
     times = [made.stat().st_mtime_ns]
-    seen = len(list(samples.glob("*.npy")))
+    seen = len(list(samples.glob("*.safetensors")))
     for start_index in range(0, 16, 4):
-        path = samples / f"seed0-{start_index:06d}.npy"
-        assert np.load(path).shape == (4, 1, 8, 8)
-        np.save(path, np.full((4, 1, 8, 8), 77, dtype=np.uint8))
-    kill_once(folder, lambda: len(list(samples.glob("*.npy"))) >= seen + 3, *SAMPLING)
+        path = samples / f"seed0-{start_index:06d}.safetensors"
+        tensors, said = read_sealed(path)
+        assert tensors["pixels"].shape == (4, 1, 8, 8)
+        write_sealed(path, {"pixels": torch.full((4, 1, 8, 8), 77, dtype=torch.uint8)}, said)
+    kill_once(folder, lambda: len(list(samples.glob("*.safetensors"))) >= seen + 3, *SAMPLING)
     seconds = heartbeat(folder)["device_seconds"]
     finish(folder, *SAMPLING)
     times.append(made.stat().st_mtime_ns)

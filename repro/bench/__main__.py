@@ -18,6 +18,7 @@ from repro.config import load_config
 from repro.errors import ReproError
 from repro.harness import distributed
 from repro.harness.arithmetic import set_arithmetic
+from repro.harness.environment import set_for_profiler
 from repro.harness.heartbeat import duration
 from repro.harness.inception import inception_layer
 from repro.harness.places import Places, default_cache
@@ -60,6 +61,7 @@ def _measure(options: argparse.Namespace) -> list[Row]:
         raise ReproError(f"--only {unknown[0]}: no such part; there are {', '.join(PARTS)}")
     warnings.filterwarnings("ignore")
     config = load_config(options.config, options.set)
+    set_for_profiler()
     set_arithmetic(config.compute)
     distributed.start()
     weights = options.inception_weights

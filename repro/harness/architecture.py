@@ -9,12 +9,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 
 from repro.config import Diffusion, build
-from repro.harness.diffusion import sampling_scheduler
 from repro.harness.reading import read_json
 from repro.networks import Network, Transformer
+
+SAMPLERS = {"DDIMScheduler": DDIMScheduler, "DDPMScheduler": DDPMScheduler}
+# The settings of a sampler, beside its noise schedule, that are taken from a file; all others must be diffusers' defaults.
+FREE: dict[str, tuple[Any, ...]] = {
+    "clip_sample": (True, False),
+    "set_alpha_to_one": (True, False),
+    "steps_offset": (0, 1),
+    "timestep_spacing": ("leading", "linspace", "trailing"),
+    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+}
+# What diffusers' `EMAModel` writes among a network's settings: how the average was taken, which changes nothing in its use.
+OF_AVERAGE = ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
 
 
 def unet_arguments(settings: Network) -> dict[str, Any]:
@@ -93,6 +104,7 @@ def _section(section: type, given: Mapping[str, Any]) -> Any:
 def _agreed(given: dict[str, Any], whole: type, arguments: dict[str, Any]) -> dict[str, Any]:
     """Returns the arguments and the widths, once everything else that was given is what is built here."""
     widths = given.pop("widths", None)
+    given = {key: value for key, value in given.items() if key not in OF_AVERAGE}
     _compare(given, _defaults(whole) | arguments)
     return arguments | {"widths": widths}
 
@@ -103,16 +115,21 @@ def _defaults(network: type) -> dict[str, Any]:
     return {name: value.default for name, value in parameters.items() if name != "self"}
 
 
-def sampler(settings: dict[str, Any]) -> DDIMScheduler:
+def sampler(name: str, settings: dict[str, Any]) -> DDIMScheduler | DDPMScheduler:
     """Returns the sampler that a file describes.
+
+    Args:
+        name: Of its class, one of `SAMPLERS`.
+        settings: What the file says of it.
 
     Raises:
         ReproError: A setting is of the wrong kind or out of range.
         ValueError: It is no sampler that this program builds.
         KeyError: It says too little.
     """
-    schedule = build(Diffusion, {name: settings[name] for name in _fields(Diffusion)})
-    scheduler = sampling_scheduler(schedule, clip_sample=settings["clip_sample"] is True)
+    schedule = build(Diffusion, {key: settings[key] for key in _fields(Diffusion)})
+    free = {key: value for key, value in settings.items() if (type(value), value) in [(type(known), known) for known in FREE.get(key, ())]}
+    scheduler = SAMPLERS[name](**dataclasses.asdict(schedule), **free)
     _compare(settings, scheduler.config)
     return scheduler
 

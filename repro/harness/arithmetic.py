@@ -12,14 +12,12 @@ from torch import nn
 
 from repro.config import Compute
 from repro.errors import ReproError
+from repro.harness.environment import set_for_cublas
 
 # glibc's mallopt, <malloc.h>: the parameters, and the highest value that they take.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, MOST = -1, -3, 2**31 - 1
 
 MOST_THREADS_PER_CORE = 16
-
-# cuBLAS gives the same bits twice only with a workspace of fixed size; it reads this at its first use.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def set_arithmetic(settings: Compute) -> None:
@@ -31,6 +29,7 @@ def set_arithmetic(settings: Compute) -> None:
         ReproError: There are far more threads than cores.
     """
     check_threads(settings)
+    set_for_cublas()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.backends.cuda.matmul.allow_tf32 = settings.tf32

@@ -14,12 +14,12 @@ from repro.harness.clock import Clock
 from repro.harness.heartbeat import duration, read_heartbeat
 from repro.harness.lock import holder
 from repro.harness.places import Places
-from repro.harness.records import Record, read_record, record_path
+from repro.harness.records import REMEDY, Record, read_record, record_path
 from repro.networks import image_shape
 from repro.ofa.sampling_law import Law, check_law, named_law
 from repro.program import MODULE, Program
 from repro.sections import MOST_SEED, not_negative
-from repro.size_text import size_text
+from repro.size_text import cell_name, size_text
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
@@ -43,8 +43,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Names the cell's record, folder and lock; two cells never share a name, however close their sizes."""
-        return f"{self.method}-seed{self.seed}" if self.size is None else f"{self.method}-{size_text(self.size)}-seed{self.seed}"
+        """Names the cell's record, folder and locks."""
+        return cell_name(self.method, self.size, self.seed)
 
     def words(self) -> list[str]:
         """Returns the words of the verb `run` that ask for this cell alone, and for what it needs.
@@ -119,7 +119,7 @@ class Method:
     sizes: Callable[[Config], tuple[float | None, ...]]
     make: Callable[["Experiment", Cell, Clock, "CellProgress"], Product]
     needs: Callable[[Config, Cell], tuple[Cell, ...]] = lambda _config, _cell: ()
-    delivered_by: Callable[[Config, Cell], tuple[Cell, ...]] = lambda _config, _cell: ()
+    delivered_by: Callable[[Cell], tuple[Cell, ...]] = lambda _cell: ()
     budget: Callable[[Config], str] = lambda _config: ""
     judged: bool = True
     pixels: Callable[[Evaluation, int], int] | None = None
@@ -228,9 +228,9 @@ class Experiment:
         """Where a cell's artefacts lie."""
         return self.runs / cell.name
 
-    def lock(self, cell: Cell) -> Path:
-        """Where the lock of a cell lies: outside its folder, which a user may delete."""
-        return self.runs / f".{cell.name}.lock"
+    def locks(self, cell: Cell) -> tuple[Path, Path]:
+        """Where the locks of a cell lie: of its record, and of its artefacts, outside their folder, which a user may delete."""
+        return self.results / f".{cell.name}.lock", self.runs / f".{cell.name}.lock"
 
     def identity(self, cell: Cell) -> str:
         """Names a cell of this configuration; artefacts of another identity are refused."""
@@ -246,6 +246,8 @@ class Experiment:
         if not path.exists():
             return None
         record = read_record(path)
+        if problem := contradicts_method(record, self.methods):
+            raise ReproError(f"{path}: the record {problem}; {REMEDY}")
         provenance, config = record["provenance"], self.config_of(cell)
         if provenance.get("config_sha256") != config.sha256():
             difference = _difference(provenance.get("config", {}), config.as_dict())
@@ -253,6 +255,24 @@ class Experiment:
                 f"{path}: made by another configuration ({difference}); delete it, or keep it and name another --results folder"
             )
         return record
+
+
+def contradicts_method(record: Record, methods: Mapping[str, Method]) -> str:
+    """Says what a record says that its method does not do; empty where there is nothing, or the method is not known."""
+    said = record["cell"]
+    method, cell = methods.get(said["method"]), Cell(method=said["method"], size=said.get("size"), seed=said["seed"])
+    if method is None:
+        return ""
+    delivered = [needed.name for needed in method.delivered_by(cell)]
+    if (record.get("delivered_by") or []) != delivered:
+        return f"says that it is delivered by {record.get('delivered_by') or 'nothing'}, and {cell.name} is by {delivered or 'nothing'}"
+    variant = record.get("variant")
+    ours = {"of": method.variant.of, "factor": method.variant.factor, "label": method.variant.label} if method.variant else None
+    if (variant and {key: variant[key] for key in ("of", "factor", "label")}) != ours:
+        return f"says that it varies {variant and variant['of']}, and {said['method']} varies {ours and ours['of']}"
+    if record["status"] == "done" and method.judged != bool(record.get("quality")):
+        return f"is done and has {'no' if method.judged else 'a'} quality, and {said['method']} is {'' if method.judged else 'not '}judged"
+    return ""
 
 
 def base_cell(config: Config, seed: int) -> Cell:
@@ -336,7 +356,7 @@ def state_of(experiment: Experiment, cell: Cell) -> tuple[str, str]:
     if record and record["status"] == "done":
         quality = record.get("quality")
         return "done", f"{quality['metric']} {quality['mean']:.2f}" if quality else ""
-    beat, who = read_heartbeat(experiment.folder(cell)), holder(experiment.lock(cell))
+    beat, who = read_heartbeat(experiment.folder(cell)), next(filter(None, map(holder, experiment.locks(cell))), None)
     if who:
         return "running", ", ".join([_progress(beat), f"process {who['pid']} on {who['host']}"] if beat else ["starting"])
     if record:

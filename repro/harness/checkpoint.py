@@ -4,28 +4,21 @@ The optimiser's state is stored whole, whatever the ZeRO stage partitioned, so a
 ever pickled.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from repro.errors import ReproError
-from repro.harness.distributed import deepspeed
+from repro.harness.distributed import engine_library
 from repro.harness.progress import say
-from repro.harness.storage import remove_leftovers, write_atomically
+from repro.harness.sealed import DamagedError, read_said, read_sealed, write_sealed
+from repro.harness.storage import remove_leftovers
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STEM = "step-"
-
-
-class DamagedError(ReproError):
-    """A checkpoint that is not what was written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +31,7 @@ class Progress:
         device_seconds: The clock's phases.
         curve: [step, mean loss] pairs of the training curve so far.
         pending: The losses since its last point.
+        environment: What had made it so far, by `provenance.environment`.
     """
 
     run: str
@@ -45,6 +39,7 @@ class Progress:
     device_seconds: dict[str, float]
     curve: list[list[float]]
     pending: list[float]
+    environment: dict[str, Any]
 
 
 def save_checkpoint(folder: Path, tensors: dict[str, Tensor], progress: Progress, *, kept: int) -> None:
@@ -59,10 +54,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], progress: Progress
     Raises:
         ReproError: The folder cannot be written, or the disk is full; the checkpoints before stay.
     """
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    said = json.dumps(vars(progress))
-    metadata = {"progress": said, "sha256": _digest(flat, said)}
-    write_atomically(_path(folder, progress.step), lambda path: safetensors.torch.save_file(flat, path, metadata=metadata))
+    write_sealed(_path(folder, progress.step), tensors, {"progress": vars(progress)})
     for step in saved_steps(folder)[kept:]:
         _path(folder, step).unlink(missing_ok=True)
 
@@ -70,6 +62,17 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], progress: Progress
 def saved_steps(folder: Path) -> list[int]:
     """Returns the steps whose checkpoints lie in a folder, the newest first."""
     return sorted((int(path.stem.removeprefix(STEM)) for path in folder.glob(f"{STEM}*.safetensors")), reverse=True)
+
+
+def newest_environment(folder: Path) -> dict[str, Any]:
+    """Returns what had made the newest checkpoint in a folder; empty where there is none that is readable."""
+    for step in saved_steps(folder):
+        try:
+            environment: dict[str, Any] = read_said(_path(folder, step))["progress"]["environment"]
+            return environment
+        except (KeyError, TypeError, ValueError):
+            continue  # `load_newest` will remove it
+    return {}
 
 
 def load_newest(folder: Path, run: str) -> tuple[dict[str, Tensor], Progress] | None:
@@ -96,16 +99,11 @@ def load_checkpoint(folder: Path, step: int, run: str) -> tuple[dict[str, Tensor
         ReproError: It belongs to another run.
     """
     path = _path(folder, step)
+    tensors, said = read_sealed(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            said, digest = metadata["progress"], metadata["sha256"]
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        progress = Progress(**json.loads(said))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DamagedError(f"{path}: not a readable checkpoint ({error})") from error
-    if digest != _digest(tensors, said):
-        raise DamagedError(f"{path}: a damaged checkpoint, its checksum is not that of its content")
+        progress = Progress(**said["progress"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedError(f"{path}: no checkpoint of this version ({error})") from error
     if progress.run != run:
         raise ReproError(f"{path}: the checkpoint of another configuration; delete it, or restore the configuration that made it")
     return tensors, progress
@@ -115,22 +113,13 @@ def _path(folder: Path, step: int) -> Path:
     return folder / f"{STEM}{step:09d}.safetensors"
 
 
-def _digest(tensors: dict[str, Tensor], said: str) -> str:
-    """Returns the SHA-256 of names, kinds, shapes and bytes of tensors, and of what is said beside them."""
-    digest = hashlib.sha256(said.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def optimizer_state(engine: Any) -> dict[str, Tensor]:
     """Returns Adam's moments, "<moment>/<parameter>" -> full tensor, whatever ZeRO partitioned; every rank must call it."""
     state: dict[str, Tensor] = {}
     for name, parameter in engine.module.named_parameters():
         for moment in MOMENTS:
             if engine.zero_optimization():
-                value = deepspeed.utils.safe_get_full_optimizer_state(parameter, moment)
+                value = engine_library().utils.safe_get_full_optimizer_state(parameter, moment)
             else:
                 value = engine.optimizer.state[parameter][moment]
             state[f"{moment}/{name}"] = value
@@ -152,7 +141,7 @@ def restore_optimizer(engine: Any, tensors: dict[str, Tensor], step: int) -> Non
     zero._lazy_init_hp_params_optimizer_state()
     for name, parameter in engine.module.named_parameters():
         for moment in MOMENTS:
-            deepspeed.utils.safe_set_full_optimizer_state(parameter, tensors[f"{moment}/{name}"].to(parameter.device), moment)
+            engine_library().utils.safe_set_full_optimizer_state(parameter, tensors[f"{moment}/{name}"].to(parameter.device), moment)
 
 
 def _step_count(optimizer: torch.optim.Optimizer, parameter: Tensor, step: int) -> Tensor:

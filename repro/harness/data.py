@@ -1,19 +1,17 @@
 """The images that a network is trained on and judged against."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from repro.config import Data
 from repro.errors import ReproError
 from repro.harness.cifar10 import read_cifar10
-from repro.harness.image_folder import read_folder
+from repro.harness.image_folder import read_folder, sha256_of_pixels
 from repro.harness.places import Places
 
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}  # [C, H, W]; a folder's images take any
@@ -29,7 +27,7 @@ class Images:
         labels: int64, shape [N].
         sha256: Hash of the pixels in [N, H, W, C] order.
         test: The official test split, where the set has one; never trained on.
-        files_sha256: Hash of the list of files, their names and sizes, where the set is a folder.
+        files_sha256: Hash of the files, their names and contents, where the set is a folder.
     """
 
     name: str
@@ -77,6 +75,8 @@ def digits() -> Images:
 
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), test part.
     """
+    from sklearn.datasets import load_digits  # slow to import, and only these images need it
+
     bunch = load_digits()
     return _images("digits", np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None], bunch.target.astype(np.int64))
 
@@ -105,8 +105,8 @@ def cifar10(places: Places, *, copy_allowed: bool = False) -> Images:
 
 def folder_of_images(folder: Path, image_shape: tuple[int, int, int], places: Places) -> Images:
     """Loads all images below a folder, resized and cropped to [C, H, W]."""
-    pixels, labels, files_sha256 = read_folder(folder, image_shape, places.cache / "data")
-    return _images("folder", pixels, labels, files_sha256=files_sha256)
+    pixels, labels, sha256, files_sha256 = read_folder(folder, image_shape, places.cache / "data")
+    return _images("folder", pixels, labels, sha256=sha256, files_sha256=files_sha256)
 
 
 def _images(
@@ -114,6 +114,7 @@ def _images(
     pixels: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.int64],
     test: Images | None = None,
+    sha256: str | None = None,
     files_sha256: str | None = None,
 ) -> Images:
     """Makes a set of pixels [N, H, W, C]."""
@@ -121,17 +122,10 @@ def _images(
         name=name,
         pixels=torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()),
         labels=torch.from_numpy(labels),
-        sha256=_sha256(pixels),
+        sha256=sha256 or sha256_of_pixels(pixels),
         test=test,
         files_sha256=files_sha256,
     )
-
-
-def _sha256(pixels: npt.NDArray[np.uint8]) -> str:
-    digest = hashlib.sha256()
-    for part in np.array_split(pixels, len(pixels) // 1000 + 1):  # in pieces: a set may be larger than the memory that is left
-        digest.update(np.ascontiguousarray(part).data)
-    return digest.hexdigest()
 
 
 def to_unit_range(pixels: Tensor) -> Tensor:

@@ -16,21 +16,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-# DeepSpeed reads these when it is imported.
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-os.environ.setdefault("LOCAL_RANK", "0")
-
-import deepspeed
-import deepspeed.ops
-
 from repro.errors import ReproError
 from repro.harness import watch
+from repro.harness.environment import set_for_deepspeed
 from repro.harness.lock import one_at_a_time
 
 __all__ = [
-    "deepspeed",
     "device",
+    "engine_library",
     "gather",
     "gather_tensors",
     "highest",
@@ -69,6 +62,15 @@ def ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def engine_library() -> Any:
+    """Returns DeepSpeed, which is imported by a run alone: its import takes seconds and needs environment variables."""
+    set_for_deepspeed(on_cpu=not torch.cuda.is_available())
+    import deepspeed
+    import deepspeed.ops
+
+    return deepspeed
+
+
 def start(rank_timeout_sec: float | None = None) -> None:
     """Joins the process group, once.
 
@@ -80,6 +82,7 @@ def start(rank_timeout_sec: float | None = None) -> None:
     """
     if dist.is_initialized():
         return
+    deepspeed = engine_library()
     for name in list(logging.root.manager.loggerDict):
         if name.lower().startswith("deepspeed"):
             logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,11 +1,11 @@
 """Evaluation: samples of a network, kept batch by batch, and their distance to the training images."""
 
+import hashlib
 import io
 import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -28,17 +28,25 @@ from repro.harness.fid import (
     kernel_distance,
 )
 from repro.harness.inception import KERNEL_METRICS, LAYERS, inception_layer
-from repro.harness.progress import CellProgress
+from repro.harness.progress import CellProgress, say
+from repro.harness.sealed import DamagedError, read_sealed, write_sealed
 from repro.harness.storage import write_atomically
 
 STRIP_IMAGES = 16
 
 
-def draw_samples(experiment: Experiment, model: nn.Module, cell: Cell, report: CellProgress) -> list[Tensor]:
-    """Samples what a configuration asks for, split over the ranks; batches that lie in the cell's folder are not drawn again.
+def draw_samples(experiment: Experiment, model: nn.Module, cell: Cell, digest: str, report: CellProgress) -> list[Tensor]:
+    """Samples what a configuration asks for, split over the ranks; batches that this network left in the cell's folder are not drawn again.
 
     The starting noise depends on the cell's seed and the sampling seed: every method meets the same noise at a seed, so that their
     differences are paired, and another noise at another seed, so that the spread over seeds holds the noise of sampling too.
+
+    Args:
+        experiment: The configuration and its folders.
+        model: The network.
+        cell: Its cell.
+        digest: Of the cell's manifest; batches of another network are drawn anew.
+        report: The cell's bar.
 
     Returns:
         uint8 images, [N, C, H, W], one set for each sampling seed.
@@ -49,14 +57,16 @@ def draw_samples(experiment: Experiment, model: nn.Module, cell: Cell, report: C
     model = laid_out(model, experiment.config.compute, distributed.device()).eval()
     report.stage("sampling", settings.batch_size)
     for done, (seed, start) in enumerate(batches):
-        path = folder / f"seed{seed}-{start:06d}.npy"
-        if done % distributed.ranks() == distributed.rank() and not path.exists():
-            indices = range(start, min(start + settings.batch_size, settings.samples))
+        path, indices = _batch_path(folder, seed, start), range(start, min(start + settings.batch_size, settings.samples))
+        if done % distributed.ranks() == distributed.rank() and _kept(path, digest, len(indices)) is None:
             noise = image_noise(indices, experiment.image_shape, cell.seed, seed).to(distributed.device())
-            _save(path, sample_pixels(predictor(model), experiment.schedule, noise, settings))
+            _keep(path, sample_pixels(predictor(model), experiment.schedule, noise, settings), digest)
         report(done + 1, len(batches))
     distributed.wait_for_all()
-    return [torch.cat([_load(folder / f"seed{seed}-{start:06d}.npy") for start in starts]) for seed in settings.sampling_seeds]
+    sets = {seed: [_kept(_batch_path(folder, seed, start), digest) for start in starts] for seed in settings.sampling_seeds}
+    if any(batch is None for batches in sets.values() for batch in batches):
+        raise ReproError(f"{folder}: samples changed while they were drawn; run the command again")
+    return [torch.cat([batch for batch in batches if batch is not None]) for batches in sets.values()]
 
 
 def judge(experiment: Experiment, sets: list[Tensor], reference: Tensor, report: CellProgress, *, sampled: bool) -> dict[str, Any]:
@@ -112,7 +122,8 @@ def save_strip(pixels: Tensor, results: Path, cell_name: str) -> dict[str, Any]:
     buffer = io.BytesIO()
     Image.fromarray((row[0] if len(row) == 1 else row.permute(1, 2, 0)).numpy()).save(buffer, format="PNG")
     write_atomically(results / "samples" / f"{cell_name}.png", buffer.getvalue())
-    return {"file": f"samples/{cell_name}.png", "count": len(chosen), "height": chosen.shape[2], "width": chosen.shape[3]}
+    about = {"count": len(chosen), "height": chosen.shape[2], "width": chosen.shape[3]}
+    return {"file": f"samples/{cell_name}.png", "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()} | about
 
 
 def _feature_layer(experiment: Experiment, report: CellProgress) -> FeatureLayer:
@@ -147,14 +158,24 @@ def _sampler(settings: Evaluation, train_timesteps: int) -> dict[str, Any]:
     }
 
 
-def _save(path: Path, pixels: Tensor) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, pixels.numpy(), allow_pickle=False)
-    write_atomically(path, buffer.getvalue())
+def _batch_path(folder: Path, seed: int, start: int) -> Path:
+    return folder / f"seed{seed}-{start:06d}.safetensors"
 
 
-def _load(path: Path) -> Tensor:
+def _keep(path: Path, pixels: Tensor, digest: str) -> None:
+    write_sealed(path, {"pixels": pixels}, {"network": digest, "file": path.name})
+
+
+def _kept(path: Path, digest: str, count: int | None = None) -> Tensor | None:
+    """Returns a batch of samples that a network left, as it was written; None where there is none, or a damaged or another one."""
+    if not path.exists():
+        return None
     try:
-        return torch.from_numpy(np.load(path, allow_pickle=False))
-    except (OSError, ValueError) as error:
-        raise ReproError(f"{path}: not readable samples ({error}); delete it and run the command again") from error
+        tensors, said = read_sealed(path)
+        if said == {"network": digest, "file": path.name} and count in (None, len(tensors["pixels"])):
+            return tensors["pixels"]
+        reason = f"{path}: the samples of another network"
+    except (DamagedError, KeyError) as error:
+        reason = str(error)
+    say(f"{reason}; they are drawn again", to_stderr=True)
+    return None

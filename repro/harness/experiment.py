@@ -1,7 +1,6 @@
 """Running the cells of an experiment: what is done is skipped, what was interrupted goes on, what failed is recorded."""
 
 import dataclasses
-import json
 import math
 import shutil
 import time
@@ -20,23 +19,26 @@ from repro.errors import BusyError, LostRankError, ReproError, RunError
 from repro.harness import cost, distributed, evaluation, memory, provenance
 from repro.harness.arithmetic import set_arithmetic
 from repro.harness.cells import Cell, Experiment, Method, Product, base_cell, training_summary
-from repro.harness.checkpoint import saved_steps
+from repro.harness.checkpoint import newest_environment, saved_steps
 from repro.harness.classifier import classifier_for
 from repro.harness.clock import Clock
 from repro.harness.denoiser import PrunedDenoiser, build_base, load_denoiser, save_denoiser
 from repro.harness.diffusion import NoisyBatch, NoisyBatches, sampling_scheduler
 from repro.harness.heartbeat import HEARTBEAT
 from repro.harness.lock import held
+from repro.harness.manifest import Manifest, check_inputs, files_of, inputs_of, is_made, read_manifest, remedy, write_manifest
 from repro.harness.outcome import blank_record, finish_record, latency_of_network, size_of_network
 from repro.harness.pretrained import origin
 from repro.harness.progress import CellProgress, say
+from repro.harness.record_checks import SIZE_TOLERANCE
 from repro.harness.records import Record
-from repro.harness.storage import sha256_of_file, write_atomically
+from repro.harness.storage import write_atomically
 from repro.harness.training import CHECKPOINTS, Run, train
+from repro.ofa.accounting import size_of
 
 MODEL = "model"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # of a saved pipeline
-MADE = "made.json"
+ROUNDING = 1e-9
 LEAST_SHARE = 0.05  # of the work, before the time left is worth a guess
 
 
@@ -55,6 +57,7 @@ def run_cells(experiment: Experiment, cells: list[Cell], *, started: float) -> N
         InterruptionError: A signal asked to end.
     """
     check_writable(experiment)
+    distributed.engine_library()
     set_arithmetic(experiment.config.compute)
     opened = cells_to_run(experiment, cells)
     # A rank that comes late finds what the first one has made already: all must decide alike.
@@ -172,9 +175,9 @@ def load_model(experiment: Experiment, cell: Cell) -> PrunedDenoiser:
     """Loads the network that a cell made.
 
     Raises:
-        ReproError: The cell has not been run here, or another configuration ran it.
+        ReproError: The cell has not been run here, another configuration ran it, or its files are not what was written.
     """
-    _read_made(experiment, cell)
+    read_manifest(experiment, cell)
     return load_denoiser(experiment.folder(cell) / MODEL)
 
 
@@ -182,9 +185,9 @@ def load_tensors(experiment: Experiment, cell: Cell, name: str) -> dict[str, Ten
     """Loads a file of tensors that a cell left beside its network.
 
     Raises:
-        ReproError: The cell has not been run here, or another configuration ran it, or the file is damaged.
+        ReproError: The cell has not been run here, another configuration ran it, or its files are not what was written.
     """
-    _read_made(experiment.of(cell), cell)
+    read_manifest(experiment, cell)
     path = experiment.folder(cell) / name
     try:
         return safetensors.torch.load(path.read_bytes())
@@ -192,22 +195,16 @@ def load_tensors(experiment: Experiment, cell: Cell, name: str) -> dict[str, Ten
         raise ReproError(f"{path}: not readable ({error}); delete the folder {path.parent} and run the command again") from error
 
 
-def is_made(experiment: Experiment, cell: Cell) -> bool:
-    """Says whether a cell's artefacts lie in its folder."""
-    return (experiment.folder(cell) / MADE).exists()
-
-
 def _run_cell(experiment: Experiment, method: Method, cell: Cell, label: str, started: float) -> Record:
     """Makes and judges a cell and writes its record, also when it fails."""
-    begun = provenance.now_utc()
     provenance.reset_peak_memory()
     clock = Clock(started, distributed.ranks())
     report = CellProgress(f"{label} {cell.name}", clock, experiment.folder(cell), experiment.identity(cell))
-    record = blank_record(experiment, method, cell, begun)
+    record = blank_record(experiment, method, cell)
     try:
-        product = _make(experiment, method, cell, clock, report)
+        product, made = _make(experiment, method, cell, clock, report)
         with clock.phase("evaluate"):
-            record |= _judge(experiment, method, cell, product, report)
+            record |= _judge(experiment, method, cell, product, made, report)
     except Exception as error:
         if distributed.is_loss_of_a_rank(error):
             said = str(error).splitlines()[0]
@@ -226,53 +223,68 @@ def _run_cell(experiment: Experiment, method: Method, cell: Cell, label: str, st
     return record
 
 
-def _make(experiment: Experiment, method: Method, cell: Cell, clock: Clock, report: CellProgress) -> Product:
+def _make(experiment: Experiment, method: Method, cell: Cell, clock: Clock, report: CellProgress) -> tuple[Product, Manifest]:
     """Makes a cell's product, or takes up what an earlier life of the run left."""
     folder = experiment.folder(cell)
+    inputs = inputs_of(experiment, cell)
     if distributed.gather(is_made(experiment, cell))[0]:
-        made = _read_made(experiment, cell)
-        clock.resume(made["device_seconds"], report.last_seen)
+        made = read_manifest(experiment, cell)
+        check_inputs(experiment, cell, made)
+        report.note_changes(provenance.changes(made.environment, distributed.ranks(), folder))
+        clock.resume(made.device_seconds, report.last_seen)
         if not report.last_seen:
-            clock.busy.resume(made.get("busy"))
+            clock.busy.resume(made.busy)
         model = load_denoiser(folder / MODEL) if (folder / MODEL).exists() else None
         pixels = method.make(experiment, cell, clock, report).pixels if model is None and method.judged else None
-        known = {key: made[key] for key in ("training", "realised", "base_sha256")}
-        return Product(model=model, pixels=pixels, **known)
-    if not distributed.gather(bool(saved_steps(folder / CHECKPOINTS)))[0]:
+        return Product(model=model, pixels=pixels, training=made.training, realised=made.realised, base_sha256=made.base_sha256), made
+    if distributed.gather(bool(saved_steps(folder / CHECKPOINTS)))[0]:
+        report.note_changes(provenance.changes(newest_environment(folder / CHECKPOINTS), distributed.ranks(), folder))
+    else:
         clock.resume({}, report.last_seen)
     product = method.make(experiment, cell, clock, report)
     if distributed.rank() == 0:
-        for name, content in product.files.items():
-            write_atomically(folder / name, content)
-        if product.model is not None:
-            scheduler = sampling_scheduler(experiment.config.diffusion, clip_sample=experiment.config.evaluation.clip_sample)
-            save_denoiser(product.model, scheduler, folder / MODEL)
-        product = dataclasses.replace(product, base_sha256=_base_sha256(experiment, method, cell))
-        made = {
-            "identity": experiment.identity(cell),
-            "training": product.training,
-            "realised": product.realised,
-            "base_sha256": product.base_sha256,
-            "device_seconds": clock.device_seconds(),
-            "busy": dataclasses.asdict(clock.busy.tally),
-        }
-        write_atomically(folder / MADE, json.dumps(made).encode())
+        _keep(experiment, method, cell, product, inputs, clock)
     distributed.wait_for_all()
-    return product
+    made = read_manifest(experiment, cell)
+    return dataclasses.replace(product, base_sha256=made.base_sha256), made
 
 
-def _base_sha256(experiment: Experiment, method: Method, cell: Cell) -> str | None:
-    """Returns the hash of the base's weights, handed down from cell to cell."""
-    if cell == base_cell(experiment.config, cell.seed):
-        return sha256_of_file(experiment.folder(cell) / MODEL / WEIGHTS)
-    needed = method.needs(experiment.config, cell)
-    return str(_read_made(experiment, needed[0])["base_sha256"]) if needed else None
+def _keep(experiment: Experiment, method: Method, cell: Cell, product: Product, inputs: dict[str, str], clock: Clock) -> None:
+    """Writes what a cell made into its folder, and its manifest last."""
+    folder, params = experiment.folder(cell), None
+    for name, content in product.files.items():
+        write_atomically(folder / name, content)
+    if product.model is not None:
+        scheduler = sampling_scheduler(experiment.config.diffusion, clip_sample=experiment.config.evaluation.clip_sample)
+        save_denoiser(product.model, scheduler, folder / MODEL)
+        params = cost.count_params(product.model.parameters())
+    files, base_sha256 = files_of(folder), None
+    if needed := method.needs(experiment.config, cell):
+        base_sha256 = read_manifest(experiment, needed[0]).base_sha256
+    elif cell == base_cell(experiment.config, cell.seed):
+        base_sha256 = files[f"{MODEL}/{WEIGHTS}"]
+    write_manifest(
+        folder,
+        Manifest(
+            identity=experiment.identity(cell),
+            files=files,
+            inputs=inputs,
+            environment=provenance.environment(distributed.ranks()),
+            params=params,
+            training=product.training,
+            realised=product.realised,
+            base_sha256=base_sha256,
+            device_seconds=clock.device_seconds(),
+            busy=dataclasses.asdict(clock.busy.tally),
+        ),
+    )
 
 
-def _judge(experiment: Experiment, method: Method, cell: Cell, product: Product, report: CellProgress) -> Record:
+def _judge(experiment: Experiment, method: Method, cell: Cell, product: Product, made: Manifest, report: CellProgress) -> Record:
     """Returns the parts of a record that describe a network: its size, quality, latency and samples."""
     parts: Record = {}
     if product.model is not None and cell.size is not None:
+        check_size(experiment, cell, product.model, made)
         parts["size"] = {"realised": product.realised} | size_of_network(experiment, product.model)
     if not method.judged:
         return parts
@@ -281,7 +293,7 @@ def _judge(experiment: Experiment, method: Method, cell: Cell, product: Product,
         sets = [pixels]
     else:
         assert product.model is not None, cell.name
-        sets = evaluation.draw_samples(experiment, product.model, cell, report)
+        sets = evaluation.draw_samples(experiment, product.model, cell, made.digest, report)
         reference = experiment.images.pixels
     if experiment.config.evaluation.metric == "fid_classifier":
         report.stage("classifier")
@@ -294,27 +306,29 @@ def _judge(experiment: Experiment, method: Method, cell: Cell, product: Product,
     return parts
 
 
+def check_size(experiment: Experiment, cell: Cell, model: nn.Module, made: Manifest) -> None:
+    """Makes sure that a network has the size that it is called.
+
+    Raises:
+        ReproError: Its parameters are not those that were made, or amount to another size than its cell's.
+    """
+    with torch.device("meta"):
+        base = build_base(experiment.config.denoiser, seed=0)
+    params, realised, folder = cost.count_params(model.parameters()), size_of(base, model), experiment.folder(cell)
+    assert cell.size is not None, cell.name
+    if params != made.params or abs(realised - cell.size) > SIZE_TOLERANCE or abs(realised - (made.realised or realised)) > ROUNDING:
+        raise ReproError(
+            f"{folder}: its network has {params:,} parameters, which is P = {realised:.3f}; {cell.name} was made with "
+            f"{made.params or 0:,}, as P = {made.realised or cell.size:.3f}; {remedy(folder)}"
+        )
+
+
 def _clean(folder: Path) -> None:
     """Removes what only an interrupted run needs."""
     if distributed.rank() == 0:
         for name in ("samples", CHECKPOINTS):
             shutil.rmtree(folder / name, ignore_errors=True)
         (folder / HEARTBEAT).unlink(missing_ok=True)
-
-
-def _read_made(experiment: Experiment, cell: Cell) -> dict[str, Any]:
-    path = experiment.folder(cell) / MADE
-    try:
-        made: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ReproError(
-            f"{path.parent}: nothing there; run `{experiment.program.typed} run {experiment.source} --methods {cell.method}` first"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ReproError(f"{path}: not readable ({error}); delete the folder {path.parent} and run the command again") from error
-    if made.get("identity") != experiment.identity(cell):
-        raise ReproError(f"{path.parent}: made by another configuration; delete the folder, or keep it and name another --runs folder")
-    return made
 
 
 def _is_done(experiment: Experiment, cell: Cell) -> bool:
@@ -335,7 +349,8 @@ def _held_by_all(experiment: Experiment, cell: Cell) -> Iterator[None]:
         reason = ""
         if distributed.rank() == 0:
             try:
-                stack.enter_context(held(experiment.lock(cell), cell.name))
+                for path in experiment.locks(cell):
+                    stack.enter_context(held(path, cell.name))
             except BusyError as error:
                 reason = str(error)
         reason = distributed.gather(reason)[0]

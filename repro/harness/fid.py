@@ -4,7 +4,6 @@ Three metrics on three scales, each with a name of its own: `fid` (Inception's 2
 `fid_classifier` (those of a classifier). Features are computed once, and every distance from them.
 """
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
@@ -25,7 +22,7 @@ from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from
 from repro.errors import ReproError, RunError
 from repro.harness import classifier, distributed
 from repro.harness.randomness import derive_seed
-from repro.harness.storage import write_atomically
+from repro.harness.sealed import DamagedError, read_sealed, write_sealed
 
 TOOL = f"torch-fidelity {version('torch-fidelity')}"
 KID_SUBSETS = 100  # torch-fidelity's defaults
@@ -143,15 +140,14 @@ def cached_features(pixels: Tensor, name: str, layer: FeatureLayer, cache: Path,
     for _ in distributed.once(path):
         features = features_of(pixels, layer, report)
         if distributed.rank() == 0:
-            write_atomically(path, safetensors.torch.save({"features": features}, metadata=identity | {"sha256": _sha256(features)}))
+            write_sealed(path, {"features": features}, identity)
     try:
-        with safe_open(path, framework="pt") as file:
-            kept: Tensor = file.get_tensor("features")
-            metadata = file.metadata()
-    except (OSError, SafetensorError) as error:
-        raise ReproError(f"{path}: not readable features ({error}); delete it and run the command again") from error
-    if metadata != identity | {"sha256": _sha256(kept)}:
-        raise ReproError(f"{path}: damaged, its content is not what was written; delete it and run the command again")
+        tensors, said = read_sealed(path)
+        kept = tensors["features"]
+    except (DamagedError, KeyError) as error:
+        raise ReproError(f"{error}; delete it and run the command again") from error
+    if said != identity:
+        raise ReproError(f"{path}: the features of other images; delete it and run the command again")
     return kept
 
 
@@ -184,7 +180,3 @@ def _full_float32() -> Iterator[None]:
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
-
-
-def _sha256(features: Tensor) -> str:
-    return hashlib.sha256(features.numpy().data).hexdigest()

@@ -1,4 +1,4 @@
-"""Any folder of images as a data set: decoded once to the network's shape, and kept in the cache."""
+"""Any folder of images as a data set: decoded once to the network's shape, and kept in the cache by the content of the files."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from repro.errors import ReproError
 from repro.harness.lock import one_at_a_time
 from repro.harness.progress import bar_style
-from repro.harness.storage import write_atomically
+from repro.harness.storage import sha256_of_file, write_atomically
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # whatever a file is called: Pillow would hand an EPS to Ghostscript, which runs programs
@@ -28,8 +28,8 @@ MODES = {1: "L", 3: "RGB"}  # of Pillow, for a network's channels
 Pixels = npt.NDArray[np.uint8]
 
 
-def read_folder(folder: Path, image_shape: tuple[int, int, int], cache: Path) -> tuple[Pixels, npt.NDArray[np.int64], str]:
-    """Returns all images below a folder, their labels, and the hash of the list of files (names and sizes, in order).
+def read_folder(folder: Path, image_shape: tuple[int, int, int], cache: Path) -> tuple[Pixels, npt.NDArray[np.int64], str, str]:
+    """Returns all images below a folder, their labels, the hash of the pixels, and that of the files (names and contents, in order).
 
     An image is resized so that its shorter side fits, and cropped to its centre. Its label is the number of the folder, among those right
     below `folder`, that it lies in.
@@ -40,7 +40,7 @@ def read_folder(folder: Path, image_shape: tuple[int, int, int], cache: Path) ->
         cache: The folder that keeps what was decoded.
 
     Returns:
-        Pixels uint8 [N, S, S, C], from a read-only map of the file in the cache; labels [N]; the hash.
+        Pixels uint8 [N, S, S, C], from a read-only map of the file in the cache; labels [N]; the SHA-256 of the pixels and of the files.
 
     Raises:
         ReproError: The folder or an image in it cannot be read, it holds no images, or the network has other channels.
@@ -51,24 +51,52 @@ def read_folder(folder: Path, image_shape: tuple[int, int, int], cache: Path) ->
     files = sorted(_files(folder))
     if not files:
         raise ReproError(f"data.folder: {folder}: holds no images ({', '.join(SUFFIXES)}); name another folder")
-    listing = "".join(f"{name} {length}\n" for name, length, _ in files)
-    # Two folders may agree in names and sizes and not in pixels, so the cache also goes by place and time.
-    key = hashlib.sha256(repr((str(folder.resolve()), files, image_shape, PIL.__version__)).encode(errors="surrogateescape"))
-    path = cache / f"folder-{key.hexdigest()[:16]}.npy"
-    names = [name for name, _, _ in files]
-    if not path.exists():
-        with one_at_a_time(path):
-            if not path.exists():
-                write_atomically(path, partial(_decode, folder, names, channels, size))
-    return (
-        _read(path, (len(files), size, size, channels)),
-        _labels(names),
-        hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest(),
-    )
+    listing = "".join(f"{name} {digest}\n" for name, digest in zip(files, _digests(folder, files), strict=True))
+    files_sha256 = hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
+    key = hashlib.sha256(repr((files_sha256, image_shape, PIL.__version__)).encode()).hexdigest()[:16]
+    if not _cached(cache, key):
+        with one_at_a_time(cache / f"folder-{key}.npy"):
+            if not _cached(cache, key):
+                draft = cache / f".folder-{key}.npy"
+                write_atomically(draft, partial(_decode, folder, files, channels, size))
+                draft.replace(cache / f"folder-{key}-{sha256_of_pixels(np.load(draft, mmap_mode='r'))}.npy")
+    path = _cached(cache, key)[0]
+    pixels = _read(path, (len(files), size, size, channels))
+    sha256 = sha256_of_pixels(pixels)
+    if not path.stem.endswith(sha256):
+        raise ReproError(f"{path}: damaged (its pixels have the SHA-256 {sha256[:16]}...); delete it and run the command again")
+    return pixels, _labels(files), sha256, files_sha256
 
 
-def _files(folder: Path) -> Iterator[tuple[str, int, int]]:
-    """Yields every image's name, below the folder and with forward slashes, its size in bytes, and its time of change in ns."""
+def sha256_of_pixels(pixels: Pixels) -> str:
+    """Returns the SHA-256 of pixels, in pieces: a set may be larger than the memory that is left."""
+    digest = hashlib.sha256()
+    for part in np.array_split(pixels, len(pixels) // 1000 + 1):
+        digest.update(np.ascontiguousarray(part).data)
+    return digest.hexdigest()
+
+
+def _cached(cache: Path, key: str) -> list[Path]:
+    """Returns the file that keeps what was decoded, named by what it was decoded from and by its content."""
+    return sorted(cache.glob(f"folder-{key}-*.npy"))
+
+
+def _digests(folder: Path, files: list[str]) -> list[str]:
+    """Returns the SHA-256 of every file's content."""
+    bar = partial(tqdm, total=len(files), desc=f"reading {folder}", unit="img")
+    with ThreadPoolExecutor() as pool:
+        return list(bar(pool.map(lambda name: _digest(folder / name), files), **{"delay": 3} | bar_style()))
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_of_file(path)
+    except OSError as error:
+        raise ReproError(f"data.folder: {path}: cannot be read ({error.strerror}); name a folder of images") from error
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Yields every image's name, below the folder and with forward slashes."""
 
     def refuse(error: OSError) -> None:
         raise ReproError(f"data.folder: {error.filename}: cannot be read ({error.strerror}); name a folder of images") from error
@@ -83,7 +111,7 @@ def _files(folder: Path) -> Iterator[tuple[str, int, int]]:
                     refuse(error)
                 if not stat.S_ISREG(status.st_mode):
                     raise ReproError(f"data.folder: {path}: no regular file; take it out of the folder")
-                yield path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns
+                yield path.relative_to(folder).as_posix()
 
 
 def _labels(names: list[str]) -> npt.NDArray[np.int64]:

@@ -3,7 +3,6 @@
 The system lifts a lock when its process ends, however it ends: nothing stale has to be told from what is alive.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -18,7 +17,6 @@ from typing import IO, Any
 from repro.errors import BusyError, ReproError, storage_error
 
 TRIES, PAUSE_SEC = 5, 0.05  # a glance of `holder` lasts microseconds
-UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextmanager
@@ -90,12 +88,12 @@ def _opened(path: Path, wanted: Path) -> IO[str]:
 def _lock(file: IO[str], kind: int) -> None:
     try:
         fcntl.flock(file, kind)
-    except OSError as error:
-        if error.errno in UNSUPPORTED:
-            raise ReproError(
-                f"{file.name}: its file system has no locks ({error.strerror}); mount it with flock, or name a folder on another one"
-            ) from error
+    except BlockingIOError:
         raise
+    except OSError as error:
+        raise ReproError(
+            f"{file.name}: its file system cannot lock it ({error.strerror}); mount it with flock, or name a folder on another one"
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

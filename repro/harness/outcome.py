@@ -13,7 +13,7 @@ from repro.harness.progress import CellProgress
 from repro.harness.records import SCHEMA_VERSION, Record, write_record
 
 
-def blank_record(experiment: Experiment, method: Method, cell: Cell, begun: str) -> Record:
+def blank_record(experiment: Experiment, method: Method, cell: Cell) -> Record:
     """Returns the record of a cell that has yet to be made; what is missing is None."""
     config = experiment.config
     return {
@@ -22,7 +22,7 @@ def blank_record(experiment: Experiment, method: Method, cell: Cell, begun: str)
         "trial": config.trial,
         "cell": {"name": cell.name, "method": cell.method, "size": cell.size, "seed": cell.seed},
         "variant": _variant(experiment, method),
-        "delivered_by": [needed.name for needed in method.delivered_by(config, cell)],
+        "delivered_by": [needed.name for needed in method.delivered_by(cell)],
         "base": None,
         "starts_from": base_cell(config, cell.seed).name if method.needs(config, cell) else None,
         "size": None,
@@ -34,11 +34,17 @@ def blank_record(experiment: Experiment, method: Method, cell: Cell, begun: str)
             **provenance.software(),
             "config": config.as_dict(),
             "config_sha256": config.sha256(),
-            "command": f"{experiment.program.typed} run {experiment.source} {' '.join(cell.words())}",
-            "started_utc": begun,
-            "lives": 1,
+            "command": _command(experiment, cell),
         },
     }
+
+
+def _command(experiment: Experiment, cell: Cell) -> str:
+    """Returns what repeats a cell, typed in the same folder: with the threads, where the configuration leaves them to the machine."""
+    on_cpu = not (experiment.config.compute.threads or torch.cuda.is_available())
+    threads = f"OMP_NUM_THREADS={torch.get_num_threads()} " if on_cpu else ""
+    ranks = f" --ranks {distributed.ranks()}" if distributed.ranks() > 1 else ""
+    return f"{threads}{experiment.program.typed} run {experiment.source} {' '.join(cell.words())}{ranks}"
 
 
 def _variant(experiment: Experiment, method: Method) -> Record | None:
@@ -70,7 +76,8 @@ def finish_record(experiment: Experiment, record: Record, clock: Clock, report: 
         "peak_memory_gib": provenance.peak_memory_gib(),
         "kwh": report.kwh() if done else None,
     }
-    record["provenance"] |= {"ended_utc": provenance.now_utc(), "lives": report.lives}
+    record["provenance"] |= {"started_utc": report.started_utc, "ended_utc": provenance.now_utc(), "lives": report.lives}
+    record["provenance"] |= {"changed": list(report.changed)} if report.changed else {}
     if distributed.rank() == 0:
         write_record(experiment.results, record)
 

@@ -11,11 +11,11 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from repro.config import Base, Config
 from repro.errors import ReproError
-from repro.harness.denoiser import NETWORK, NETWORK_CONFIG, WEIGHTS, build_base
+from repro.harness.denoiser import NETWORK, NETWORK_CONFIG, build_base
 from repro.harness.diffusion import noise_schedule
 from repro.harness.reading import read_json
 from repro.harness.shipped import shipped_base_cost
-from repro.harness.weights import load_weights
+from repro.harness.weights import WEIGHTS, load_weights, weight_files
 
 SCHEDULE_KEYS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
 
@@ -38,7 +38,7 @@ def load_pretrained(config: Config, cache: Path) -> UNet2DModel:
     with torch.device("meta"):
         model = build_base(config.denoiser, seed=0)
     try:
-        load_weights(model, folder / WEIGHTS)
+        load_weights(model, *weight_files(folder))
     except (OSError, ValueError) as error:
         raise ReproError(f"{_name(settings)}: {folder / WEIGHTS} is not readable ({error}); fetch it again") from error
     return model.eval()
@@ -77,7 +77,7 @@ def _network_folder(folder: Path, settings: Base) -> Path:
     """Returns where the network lies: the folder itself, or the `unet` of a pipeline."""
     for candidate in (folder, folder / NETWORK):
         if (candidate / NETWORK_CONFIG).is_file():
-            if not (candidate / WEIGHTS).is_file():
+            if not any(candidate.glob("diffusion_pytorch_model*.safetensors")):
                 raise ReproError(
                     f"{_name(settings)}: {candidate} holds no {WEIGHTS}; weights are read as safetensors only, so save it once more with "
                     "diffusers' save_pretrained(safe_serialization=True)"

@@ -15,7 +15,7 @@ from repro.harness import distributed, interruption, watch
 from repro.harness.clock import Clock
 from repro.harness.energy import EnergyMeter
 from repro.harness.heartbeat import HEARTBEAT, read_heartbeat
-from repro.harness.provenance import device_name
+from repro.harness.provenance import device_name, now_utc
 from repro.harness.storage import write_atomically
 
 HEARTBEAT_SEC = 1.0
@@ -32,6 +32,8 @@ class Life:
         kwh: What its GPUs drew; None where that is not to be had, or some life could not tell.
         devices: What it ran on, each once, in order.
         lives: How many processes have worked on the cell.
+        started_utc: When the first of them began; empty where there was none.
+        changed: What was no longer the same in a later one.
     """
 
     device_seconds: dict[str, float] = field(default_factory=dict)
@@ -39,6 +41,8 @@ class Life:
     kwh: float | None = 0.0
     devices: tuple[str, ...] = ()
     lives: int = 0
+    started_utc: str = ""
+    changed: tuple[str, ...] = ()
 
 
 class CellProgress:
@@ -54,6 +58,8 @@ class CellProgress:
         last_seen: The phases, in device-seconds, at the last sign of an earlier life; empty when there was none.
         lives: How many processes have worked on the cell, this one included.
         devices: What they ran on.
+        started_utc: When the first of them began.
+        changed: What was no longer the same in a later one, for the record.
     """
 
     def __init__(self, label: str, clock: Clock, folder: Path, identity: str) -> None:
@@ -65,6 +71,8 @@ class CellProgress:
         clock.busy.resume(self._earlier.busy)
         self.last_seen = self._earlier.device_seconds
         self.lives = self._earlier.lives + 1
+        self.started_utc = self._earlier.started_utc or now_utc()
+        self.changed = self._earlier.changed
         self.devices = tuple(dict.fromkeys((*self._earlier.devices, device_name())))
         self._meter = EnergyMeter()
         self._bar: Any = None
@@ -72,6 +80,12 @@ class CellProgress:
         self._images = 0
         self._begun = (0, 0.0)
         self._beat = 0.0
+
+    def note_changes(self, changes: list[str]) -> None:
+        """Says what is not as it was in an earlier life, and keeps it for the record."""
+        for change in changes:
+            say(f"{self._label} goes on: {change}")
+        self.changed = tuple(dict.fromkeys((*self.changed, *changes)))
 
     def stage(self, name: str, images: int = 0) -> None:
         """Ends the bar and starts another for what comes now.
@@ -128,6 +142,7 @@ class CellProgress:
         drawn = self._meter.kwh()
         kwh = None if drawn is None or self._earlier.kwh is None else self._earlier.kwh + distributed.ranks() * drawn
         beat |= {"device_seconds": self._clock.device_seconds(), "kwh": kwh, "devices": self.devices}
+        beat |= {"started_utc": self.started_utc, "changed": self.changed}
         beat["busy"] = asdict(self._clock.busy.tally)
         write_atomically(self._folder / HEARTBEAT, json.dumps(beat).encode())
 
@@ -157,8 +172,8 @@ def _earlier_life(folder: Path, identity: str) -> Life:
     beat = read_heartbeat(folder)
     try:
         if beat["identity"] == identity:
-            about = {key: beat[key] for key in ("device_seconds", "busy", "kwh", "lives")}
-            return Life(devices=tuple(beat["devices"]), **about)
+            about = {key: beat[key] for key in ("device_seconds", "busy", "kwh", "lives", "started_utc")}
+            return Life(devices=tuple(beat["devices"]), changed=tuple(beat["changed"]), **about)
     except KeyError:
         pass  # none, or one of another version of this program
     return Life()

@@ -1,8 +1,10 @@
 """Provenance: where a number comes from."""
 
+import functools
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,21 +12,64 @@ from typing import Any
 
 import torch
 
+from repro.errors import ReproError
+
 PACKAGES = ("torch", "torchvision", "diffusers", "deepspeed", "torch-fidelity", "torch-pruning", "safetensors", "scikit-learn", "numpy")
 CHECKOUT = Path(__file__).parents[2]
 
 
 def software() -> dict[str, Any]:
-    """Returns the versions that a number depends on, and the commit of this program."""
+    """Returns the versions that a number depends on, and the commit of this program when it was first asked for."""
+    commit, dirty = _commit()
+    packages = {name: _version(name) for name in PACKAGES}
+    return {"git_commit": commit, "git_dirty": dirty, "packages": packages, "python": platform.python_version()}
+
+
+@functools.cache
+def _commit() -> tuple[str | None, bool | None]:
     commit = _git("rev-parse", "HEAD")
     # Records and what is drawn from them do not change what the program computes.
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
-    return {
-        "git_commit": commit,
-        "git_dirty": bool(changes) if commit else None,
-        "packages": {name: _version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-    }
+    return commit, bool(changes) if commit else None
+
+
+def environment(ranks: int) -> dict[str, Any]:
+    """Returns what the record of a cell says once, and so must not change between the lives of its run without a word.
+
+    Args:
+        ranks: How many processes share the work.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {**software(), "device": device, "device_name": device_name(), "threads_per_rank": torch.get_num_threads(), "ranks": ranks}
+
+
+def changes(then: Mapping[str, Any], ranks: int, where: Path) -> list[str]:
+    """Returns what is no longer as it was when a run began, each as a text for its record.
+
+    Args:
+        then: The environment of the earlier life; empty where it is not known.
+        ranks: How many processes share the work now.
+        where: What was begun, for the message.
+
+    Raises:
+        ReproError: Packages have other versions, or a CPU has other threads: the result would be that of neither.
+    """
+    now = environment(ranks)
+    if not then:
+        return []
+    for name, version_then in then["packages"].items():
+        if now["packages"].get(name) != version_then:
+            raise ReproError(
+                f"{where}: begun with {name} {version_then}, and this is {now['packages'].get(name)}; install that again, or delete the "
+                "folder and run the command again, which makes it anew"
+            )
+    if then["device"] == now["device"] == "cpu" and then["threads_per_rank"] != now["threads_per_rank"]:
+        raise ReproError(
+            f"{where}: begun with {then['threads_per_rank']} threads, and this has {now['threads_per_rank']}; "
+            f"set OMP_NUM_THREADS={then['threads_per_rank']}, or delete the folder and run the command again, which makes it anew"
+        )
+    told = ("git_commit", "git_dirty", "python", "device_name", "ranks")
+    return [f"{key} was {then[key]}, is {now[key]}" for key in told if then[key] != now[key]]
 
 
 def device_name() -> str:

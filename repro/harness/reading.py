@@ -50,7 +50,7 @@ def read_json(path: Path) -> Any:
         ValueError: It is no such JSON.
     """
     try:
-        return _plain(json.loads(read_text(path)))
+        return plain(json.loads(read_text(path), object_pairs_hook=_without_repetition))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -77,12 +77,25 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ValueError("nested too deeply") from error
 
 
-def _plain(value: Any) -> Any:
-    """Checks the numbers of a JSON value and returns it with texts of one line."""
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes an object of its keys, none of which may stand twice: readers differ in which of them they would take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' stands there twice")
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Checks the numbers of a JSON value and returns it with texts of one line.
+
+    Raises:
+        ValueError: A number is not finite, or an integer has more than 64 bits.
+    """
     if isinstance(value, dict):
-        return {_text(key): _plain(item) for key, item in value.items()}
+        return {_text(key): plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, float) and not math.isfinite(value):

@@ -4,47 +4,20 @@ This module imports neither torch nor the trainer, so that reading records takes
 """
 
 import json
-import re
 from pathlib import Path
-from typing import Any
 
 from repro.errors import ReproError
-from repro.harness.reading import read_json
+from repro.harness.reading import plain, read_json
+from repro.harness.record_checks import CHECKSUM, Record, checksum, contradiction
+from repro.harness.record_schema import MOST_LETTERS, malformation
 from repro.harness.storage import write_atomically
 
-SCHEMA_VERSION = 1
+__all__ = ["MOST_LETTERS", "REMEDY", "SCHEMA_VERSION", "Record", "read_record", "read_records", "record_path", "write_record"]
+
+SCHEMA_VERSION = 2  # 1 had no checksum
 REQUIRED_KEYS = ("schema_version", "experiment", "cell", "status", "provenance")
 STATUSES = ("done", "failed")
-MOST_LETTERS = 500  # of a text that is shown; a reason may be longer
-NAME = re.compile(r"[A-Za-z0-9_-]+")  # of what becomes part of a path
-CELL_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
-# What is read anywhere, and of which kind: a part with keys of its own, a list of one kind, or for a text what it must look like. What has
-# a question mark may be missing or None.
-KINDS: dict[str, Any] = {
-    "experiment": NAME,
-    "cell": {"name": CELL_NAME, "method": NAME, "size?": float, "seed": int},
-    "trial?": bool,
-    "variant?": {"of": NAME, "factor": str, "label": str},
-    "delivered_by?": [CELL_NAME],
-    "size?": {"realised?": float, "params?": int, "macs?": int, "macs_torch_pruning?": float},
-    "training?": {"images?": int, "train_pflop?": float, "scoring_pflop?": float},
-    "quality?": {
-        "metric": NAME,
-        "mean": float,
-        "values": [float],
-        "n_samples": int,
-        "tool?": str,
-        "sampler?": {"name?": str, "steps?": int, "nfe?": int, "spacing?": str, "eta?": float, "clip_sample?": bool},
-        "reference?": {"name?": str, "n?": int},
-    },
-    "samples?": {"file": str, "count": int, "height": int, "width": int},
-    "latency?": [{"batch": int, "ms": float, "device_name": str, "ms_quartiles?": [float], "busy?": bool}],
-    "cost?": {"device_name": str, "ranks": int, "device_hours?": float, "phases_device_hours?": dict, "busy?": {"marked": bool}},
-    "base?": {"weights?": str, "trained?": {"device_hours": float, "device_name": str, "train_pflop": float}},
-    "provenance": {"config_sha256?": str, "config?": dict},
-}
-
-Record = dict[str, Any]
+REMEDY = "delete it and run the cell again, or restore it from version control"
 
 
 def record_path(folder: Path, cell_name: str) -> Path:
@@ -53,14 +26,16 @@ def record_path(folder: Path, cell_name: str) -> Path:
 
 
 def write_record(folder: Path, record: Record) -> Path:
-    """Writes a record atomically.
+    """Writes a record atomically, with a checksum.
 
     Raises:
         ReproError: The folder cannot be written, or the disk is full.
     """
     path = record_path(folder, record["cell"]["name"])
-    text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    write_atomically(path, text.encode())
+    said: Record = plain(json.loads(json.dumps(record, allow_nan=False)))
+    if said["schema_version"] > 1:
+        said[CHECKSUM] = checksum(said)
+    write_atomically(path, (json.dumps(said, indent=2, sort_keys=True) + "\n").encode())
     return path
 
 
@@ -68,27 +43,28 @@ def read_record(path: Path) -> Record:
     """Reads and checks one record.
 
     Raises:
-        ReproError: The file is no JSON, lacks a key, holds something of another kind, or is of another schema version or another cell.
+        ReproError: The file is no JSON, lacks a key, holds something of another kind or out of bounds, contradicts itself, was changed
+            since it was written, or is of another schema version or another cell.
     """
-    remedy = "delete it and run the cell again, or restore it from version control"
     try:
         record = read_json(path)
     except (OSError, ValueError) as error:
-        raise ReproError(f"{path}: not a readable record ({error}); {remedy}") from error
+        raise ReproError(f"{path}: not a readable record ({error}); {REMEDY}") from error
     if not isinstance(record, dict):
-        raise ReproError(f"{path}: not a record (no JSON object); {remedy}")
+        raise ReproError(f"{path}: not a record (no JSON object); {REMEDY}")
     missing = [key for key in REQUIRED_KEYS if key not in record]
     if missing:
-        raise ReproError(f"{path}: the record lacks the key '{missing[0]}'; {remedy}")
-    if record["schema_version"] != SCHEMA_VERSION:
-        raise ReproError(f"{path}: record of schema version {record['schema_version']}, this program reads {SCHEMA_VERSION}; {remedy}")
+        raise ReproError(f"{path}: the record lacks the key '{missing[0]}'; {REMEDY}")
+    if record["schema_version"] not in range(1, SCHEMA_VERSION + 1):
+        raise ReproError(f"{path}: record of schema version {record['schema_version']}, this program reads {SCHEMA_VERSION}; {REMEDY}")
     if record["status"] not in STATUSES:
-        raise ReproError(f"{path}: unknown status '{record['status']}'; {remedy}")
-    problem = _problem(record, KINDS)
-    if problem:
-        raise ReproError(f"{path}: the record {problem}; {remedy}")
+        raise ReproError(f"{path}: unknown status '{record['status']}'; {REMEDY}")
+    if problem := malformation(record):
+        raise ReproError(f"{path}: the record is malformed ({problem}); {REMEDY}")
     if record["cell"]["name"] != path.stem:
         raise ReproError(f"{path}: the record of another cell, '{record['cell']['name']}'; give the file its name, or delete it")
+    if problem := contradiction(record):
+        raise ReproError(f"{path}: the record {problem}; {REMEDY}")
     checked: Record = record
     return checked
 
@@ -102,29 +78,3 @@ def read_records(folder: Path) -> list[Record]:
     if not folder.is_dir():
         raise ReproError(f"{folder}: no such folder of records; run the experiment first or name another folder")
     return [read_record(path) for path in sorted(folder.glob("*.json"))]
-
-
-def _problem(value: Any, kind: Any, key: str = "") -> str:
-    """Says what a part of a record lacks, or what of it is not of the kind that it has to be; empty where nothing is."""
-    if isinstance(kind, dict) and isinstance(value, dict):
-        for name, inner in kind.items():
-            plain = name.removesuffix("?")
-            path = f"{key}.{plain}" if key else plain
-            if value.get(plain) is None and name != plain:
-                continue
-            problem = _problem(value[plain], inner, path) if plain in value else f"lacks the key '{path}'"
-            if problem:
-                return problem
-        return ""
-    if isinstance(kind, list) and isinstance(value, list):
-        return next((problem for item in value if (problem := _problem(item, kind[0], key))), "")
-    return "" if _is(value, kind) else f"is malformed ('{key}' is {value!r:.80})"
-
-
-def _is(value: Any, kind: Any) -> bool:
-    """Says whether a value is of a kind; a truth value is no number, and a whole number is a float too."""
-    if isinstance(kind, re.Pattern):
-        return isinstance(value, str) and len(value) <= MOST_LETTERS and kind.fullmatch(value) is not None
-    if kind is float:
-        return type(value) in (int, float)
-    return type(value) is kind and (kind is not str or len(value) <= MOST_LETTERS)

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from repro.config import Compute, Execution, Training
 from repro.errors import InterruptionError, ReproError, RunError
-from repro.harness import checkpoint, distributed, interruption, watch
+from repro.harness import checkpoint, distributed, interruption, provenance, watch
 from repro.harness.arithmetic import autocast, compiled, forward_in, laid_out, listed, restore_layout
 from repro.harness.clock import Clock
-from repro.harness.distributed import deepspeed
 from repro.harness.randomness import derive_seed
 
 Batch = TypeVar("Batch")
@@ -82,7 +81,7 @@ def train(module: nn.Module, run: Run[Batch], settings: Training, clock: Clock, 
         The training curve: [step, mean loss since the point before] pairs.
 
     Raises:
-        ReproError: The batch cannot be shared by the ranks and parts, or the checkpoint is another run's.
+        ReproError: The batch cannot be shared by the ranks and parts, or the checkpoint is another run's or of other versions.
         RunError: The loss became NaN or infinite or exploded, or the disk is full; the last good checkpoint is kept.
         InterruptionError: A signal asked to end; a checkpoint has been written.
     """
@@ -228,6 +227,7 @@ class _Loop(Generic[Batch]):
                 device_seconds=self.clock.device_seconds(),
                 curve=self.curve,
                 pending=torch.cat(losses).double().mean(dim=0).tolist() if losses else [],
+                environment=provenance.environment(distributed.ranks()),
             )
             if distributed.rank() == 0:
                 checkpoint.save_checkpoint(self.run_.folder / CHECKPOINTS, tensors, progress, kept=self.run_.execution.checkpoints_kept)
@@ -276,6 +276,7 @@ def _load(module: nn.Module, run: Run[Batch]) -> tuple[dict[str, Tensor], checkp
     if step is None:
         return None
     tensors, progress = found or checkpoint.load_checkpoint(folder, step, run.identity)
+    provenance.changes(progress.environment, distributed.ranks(), run.folder)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(tensors[f"param/{name}"])
@@ -302,7 +303,7 @@ def _initialize(module: nn.Module, run: Run[Batch], settings: Training) -> tuple
     distributed.start(run.execution.rank_timeout_sec)
     monitor = {"enabled": run.execution.tensorboard, "output_path": str(run.folder), "job_name": "tensorboard"}
     optimizer = torch.optim.Adam(module.parameters(), lr=settings.learning_rate, fused=True)
-    engine, *_ = deepspeed.initialize(
+    engine, *_ = distributed.engine_library().initialize(
         model=module,
         optimizer=optimizer,
         config={

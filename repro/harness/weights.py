@@ -1,42 +1,94 @@
-"""Weights out of a safetensors file that a stranger may have written.
+"""Weights out of safetensors files that a stranger may have written.
 
-The file's header is held against the network before anything is allocated, so a file can take no more memory than it is long.
+The files' headers are held against the network before anything is allocated, so files can take no more memory than they are long.
 """
 
+import errno
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from repro.harness.reading import open_regular
+from repro.harness.reading import open_regular, read_json
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 DTYPES = ("F16", "BF16", "F32", "F64")
 # What diffusers called an attention's layers at first; google/ddpm-cifar10-32 is such a file.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Gives a network, which needs no storage of its own, the weights of a file.
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the files that hold a network's weights, as diffusers names them.
+
+    `diffusion_pytorch_model.safetensors`; or all shards that its `.index.json` lists; or, where neither is there, the only variant, such as
+    `diffusion_pytorch_model.fp16.safetensors`, whole or in shards. No file is opened but an index.
 
     Args:
-        model: The network, made on the meta device.
-        path: A safetensors file that holds its weights and nothing else.
+        folder: The folder of the network, where its `config.json` lies.
 
     Raises:
-        OSError: The file cannot be read.
-        ValueError: It is damaged, or holds something else.
+        OSError: There are none, or an index cannot be read.
+        ValueError: There are several variants, or an index is damaged or names anything but safetensors files beside it.
     """
-    open_regular(path).close()
-    expected = model.state_dict()
+    stem = WEIGHTS.removesuffix(".safetensors")
+    found = [folder / WEIGHTS, folder / f"{WEIGHTS}.index.json"]
+    variants = [path for path in folder.glob(f"{stem}.*.safetensors") if "-of-" not in path.name]
+    variants += folder.glob(f"{WEIGHTS}.index.*.json")
+    if len(variants) == 1:
+        found += variants
+    path = next((path for path in found if path.exists()), None)
+    if path is None and variants:
+        raise ValueError(f"several variants: {', '.join(sorted(variant.name for variant in variants))}; leave one of them in {folder}")
+    if path is None:
+        pickled = "; weights are read as safetensors only" if any(folder.glob(f"{stem}*.bin")) else ""
+        raise FileNotFoundError(errno.ENOENT, f"No such file or directory{pickled}", str(folder / WEIGHTS))
+    return [path] if path.suffix == ".safetensors" else _shards(path)
+
+
+def _shards(index: Path) -> list[Path]:
+    """Returns the files that an index lists."""
+    content = read_json(index)
+    listed = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(listed, dict) or not listed:
+        raise ValueError(f"{index.name} lists no shards")
+    for name in listed.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{index.name} names {name!r:.80}, which is no safetensors file beside it")
+    return [index.parent / name for name in sorted(set(listed.values()))]
+
+
+def load_weights(model: nn.Module, *paths: Path) -> None:
+    """Gives a network, which needs no storage of its own, the weights of a file, or of several that hold a part each.
+
+    Args:
+        model: The network, made on the meta device; its parameters' types are those that the weights are converted to.
+        paths: Safetensors files that hold its weights and nothing else, such as `weight_files` returns.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: One is damaged, or they hold something else.
+    """
+    for path in paths:
+        open_regular(path).close()
+    expected, stored = model.state_dict(), dict[str, tuple[Any, str]]()
     try:
-        with safe_open(path, framework="pt") as file:
-            stored = {_present_name(name): name for name in file.keys()}  # noqa: SIM118  (no mapping)
-            _compare(expected, {name: file.get_slice(old) for name, old in stored.items()})
-            weights = {name: _finite(name, file.get_tensor(old)).to(expected[name].dtype, copy=True) for name, old in stored.items()}
+        with ExitStack() as opened:
+            for path in paths:
+                file = opened.enter_context(safe_open(path, framework="pt"))
+                for old in file.keys():  # noqa: SIM118  (no mapping)
+                    if (name := _present_name(old)) in stored:
+                        raise ValueError(f"{name} is there twice, the second time in {path.name}")
+                    stored[name] = (file, old)
+            _compare(expected, {name: file.get_slice(old) for name, (file, old) in stored.items()})
+            weights = {
+                name: _finite(name, file.get_tensor(old)).to(expected[name].dtype, copy=True) for name, (file, old) in stored.items()
+            }
     except SafetensorError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(f"{path.name}: {error}") from error
     model.load_state_dict(weights, assign=True)
 
 

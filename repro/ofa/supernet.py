@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repro.harness.narrowed import reshape_modules
 from repro.ofa.allocation import Plan
 from repro.ofa.pipes import Pipe
 
@@ -192,51 +193,6 @@ def _filled(slots: list[Slot], tensors: dict[str, Tensor]) -> Iterator[None]:
     finally:
         for (_, holder, leaf), tensor in zip(slots, before, strict=True):
             holder[leaf] = tensor
-
-
-def reshape_modules(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> nn.Module:
-    """Gives the parameters of a module tree new shapes, on the meta device, and its layers the widths to match.
-
-    Args:
-        model: Changed in place.
-        shapes: Parameter name -> shape; a name that is missing keeps its shape.
-
-    Returns:
-        The model.
-    """
-    for name, module in model.named_modules():
-        for leaf, parameter in list(module.named_parameters(recurse=False)):
-            shape = shapes.get(f"{name}.{leaf}" if name else leaf, tuple(parameter.shape))
-            if shape != tuple(parameter.shape):
-                setattr(module, leaf, nn.Parameter(torch.empty(shape, device="meta")))
-        match module:
-            case nn.Conv2d():
-                module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
-            case nn.Linear():
-                module.out_features, module.in_features = module.weight.shape
-            case nn.GroupNorm(affine=True):
-                module.num_channels = module.weight.shape[0]
-    refresh_widths(model)
-    return model
-
-
-def refresh_widths(model: nn.Module) -> None:
-    """Brings what diffusers' modules remember of their widths up to date after these have changed.
-
-    Up- and downsampling layers check their input against a width of their own. An attention's processors that do not leave the scale to
-    torch's fused kernel, which takes 1 / sqrt(width of a head), read it from the module.
-    """
-    for module in model.modules():
-        if hasattr(module, "channels") and isinstance(conv := getattr(module, "conv", None), nn.Conv2d):
-            setattr(module, "channels", conv.in_channels)  # noqa: B010  (mypy takes a plain one for a submodule)
-        if isinstance(heads := getattr(module, "heads", None), int) and isinstance(query := getattr(module, "to_q", None), nn.Linear):
-            _refresh_attention(module, query.out_features, heads)
-
-
-def _refresh_attention(attention: Any, width: int, heads: int) -> None:
-    attention.inner_dim = attention.inner_kv_dim = width
-    if attention.scale_qk:
-        attention.scale = (width // heads) ** -0.5
 
 
 def _buffer(what: str, size: float, pipe: str) -> str:

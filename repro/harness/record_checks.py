@@ -1,0 +1,107 @@
+"""What one key of a record says of another: whatever can be recomputed is, and a record that contradicts itself is refused."""
+
+import hashlib
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from repro.harness.clock import training_overhead
+from repro.size_text import cell_name
+
+Record = dict[str, Any]
+CLOSE = 1e-9  # relative; the record holds what was computed, to the last digit but for the order of a sum
+SIZE_TOLERANCE = 0.05  # between the size P that a network is called and the one that its parameters amount to
+CHECKSUM = "sha256"
+
+
+def checksum(record: Record) -> str:
+    """Returns the SHA-256 of all that a record says beside it."""
+    return hashlib.sha256(json.dumps({key: value for key, value in record.items() if key != CHECKSUM}, sort_keys=True).encode()).hexdigest()
+
+
+def contradiction(record: Record) -> str:
+    """Says what a record of the right kinds says that cannot be so; empty where there is nothing."""
+    return next((said for check in CHECKS for said in check(record)), "")
+
+
+def _checksum(record: Record) -> Iterator[str]:
+    if record["schema_version"] > 1 and CHECKSUM not in record:
+        yield f"lacks the key '{CHECKSUM}'"
+    if CHECKSUM in record and record[CHECKSUM] != checksum(record):
+        yield "was changed since it was written: its sha256 is not that of its content"
+
+
+def _cell(record: Record) -> Iterator[str]:
+    cell = record["cell"]
+    expected = cell_name(cell["method"], cell.get("size"), cell["seed"])
+    if cell["name"] != expected:
+        yield f"is called {cell['name']}, and method, size and seed make {expected}"
+    realised = (record.get("size") or {}).get("realised")
+    if None not in (realised, cell.get("size")) and abs(realised - cell["size"]) > SIZE_TOLERANCE:
+        yield f"is of size {cell['size']:g}, and its network amounts to {realised:g}"
+    samples = record.get("samples")
+    if samples and samples["file"] != f"samples/{cell['name']}.png":
+        yield f"names the samples {samples['file']}, and they lie in samples/{cell['name']}.png"
+
+
+def _status(record: Record) -> Iterator[str]:
+    if record["status"] == "failed" and not record.get("reason"):
+        yield "has failed without a reason"
+    if record["status"] == "done" and record.get("reason"):
+        yield "is done, and has a reason for its failure"
+
+
+def _quality(record: Record) -> Iterator[str]:
+    quality = record.get("quality") or {}
+    for key, part in (("quality", quality), ("quality.kid", quality.get("kid") or {})):
+        if part and not math.isclose(part["mean"], statistics.fmean(part["values"]), rel_tol=CLOSE):
+            yield f"has a {key}.mean of {part['mean']:g}, and its values have {statistics.fmean(part['values']):g}"
+    seeds = quality.get("sampling_seeds")
+    if seeds is not None and len(seeds) != len(quality["values"]):
+        yield f"has {len(quality['values'])} values of quality for {len(seeds)} sampling seeds"
+
+
+def _cost(record: Record) -> Iterator[str]:
+    cost = record.get("cost") or {}
+    hours, phases = cost.get("device_hours"), cost.get("phases_device_hours")
+    if hours is not None and phases is not None and not math.isclose(hours, training_overhead(phases), rel_tol=CLOSE, abs_tol=1e-15):
+        yield f"has {hours:g} device-hours, and its phases have {training_overhead(phases):g}"
+    if cost.get("device") and cost.get("gpu_hours") != (hours if cost["device"] == "cuda" else None):
+        yield f"has {cost.get('gpu_hours')} GPU-hours on the device {cost['device']}"
+    for entry in record.get("latency") or []:
+        first, third = entry.get("ms_quartiles") or (entry["ms"], entry["ms"])
+        if not first <= entry["ms"] <= third:
+            yield "has a latency that does not lie between its quartiles"
+
+
+def _training(record: Record) -> Iterator[str]:
+    training = record.get("training") or {}
+    if all(training.get(key) is not None for key in ("steps", "batch_size", "images")):
+        steps, batch, images = training["steps"], training["batch_size"], training["images"]
+        if steps * batch != images:
+            yield f"has {images} images of training, and {steps} steps of {batch}"
+    if (training.get("scoring_pflop") or 0) > (training.get("train_pflop") or 0) * (1 + CLOSE):
+        yield "has more PFLOP of scoring than of training and scoring together"
+
+
+def _provenance(record: Record) -> Iterator[str]:
+    provenance = record["provenance"]
+    config = provenance.get("config")
+    if config is not None:
+        found = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+        if provenance.get("config_sha256") != found:
+            yield f"has a configuration of hash {found[:16]}, and says {provenance.get('config_sha256')!s:.16}"
+        for key, ours in (("name", record["experiment"]), ("trial", bool(record.get("trial")))):
+            if key in config and config[key] != ours:
+                yield f"says {key} {ours}, and its configuration {config[key]}"
+        evaluation, quality = config.get("evaluation") or {}, record.get("quality")
+        if quality and evaluation.get("metric", quality["metric"]) != quality["metric"]:
+            yield f"has the metric {quality['metric']}, and its configuration {evaluation['metric']}"
+    started, ended = provenance.get("started_utc"), provenance.get("ended_utc")
+    if started and ended and ended < started:
+        yield f"ended at {ended}, before it started at {started}"
+
+
+CHECKS: tuple[Callable[[Record], Iterator[str]], ...] = (_checksum, _cell, _status, _quality, _cost, _training, _provenance)
