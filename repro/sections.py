@@ -218,7 +218,8 @@ class Base:
         repository: Of `hub`.
         revision: Of `hub`: the commit, so that the weights are the same tomorrow.
         folder: Of `path`: a diffusers folder, a pipeline's or a network's.
-        weights: Which weights of a training run these are: `ema`, `raw` or `unknown`.
+        weights: Which weights of a training run these are: `ema`, `raw` or `unknown`. Where a folder holds both, it says which are loaded;
+            where it holds one network and nothing that tells, it is the user's declaration.
     """
 
     source: str = "train"
