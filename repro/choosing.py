@@ -18,6 +18,7 @@ from repro.joint import load_supernet
 from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
 from repro.planning import plan_of, ranking_scores, score_base
+from repro.sections import MOST_SEED, not_negative
 from repro.size_text import size_text
 
 METHOD = "ofa"
@@ -68,8 +69,10 @@ def choose(experiment: Experiment, budget: dict[str, float], *, seed: int) -> Ch
         seed: The seed of the joint training run whose subnets are offered.
 
     Raises:
-        ReproError: No budget was given, nothing has been recorded, or nothing fits; names what the smallest needs.
+        ReproError: No budget was given, the seed is out of range, nothing has been recorded, or nothing fits; names what the smallest
+            needs.
     """
+    not_negative("--seed", seed, MOST_SEED)
     if not budget:
         raise ReproError(f"choose: give a budget: {', '.join(FLAGS.values())}")
     for key, limit in budget.items():

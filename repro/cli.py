@@ -17,6 +17,7 @@ from repro.ending import ended
 from repro.errors import ReproError
 from repro.harness.environment import set_for_cublas
 from repro.program import MODULE, Program
+from repro.sections import check
 from repro.size_text import size_text
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 STARTED = time.monotonic()
 WATCH_SEC = 2.0
+MOST_PROCESSES = 1024  # on one machine
 
 
 def main(
@@ -87,8 +89,7 @@ def _run(options: argparse.Namespace) -> int:
 def _check_launch(options: argparse.Namespace) -> None:
     """Makes sure that the ways to start a run do not contradict each other."""
     for flag, value in (("--ranks", options.ranks), ("--parallel-cells", options.parallel_cells)):
-        if value < 1:
-            raise ReproError(f"{flag} {value}: must be at least 1")
+        check(f"{flag} {value}", 1 <= value <= MOST_PROCESSES, f"must be at least 1 and at most {MOST_PROCESSES:,}")
     several = [flag for flag, used in (("--ranks", options.ranks > 1), ("--parallel-cells", options.parallel_cells > 1)) if used]
     for flag, used in (("--hostfile", options.hostfile), ("--slurm", options.slurm)):
         if used and several:

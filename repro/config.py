@@ -22,6 +22,7 @@ from repro.harness.reading import MOST_INTEGER, parse_toml, read_toml
 from repro.networks import Denoiser, Network, Transformer
 from repro.sections import (
     ABSENT,
+    MOST_HOURS,
     Allocation,
     Base,
     Classifier,
@@ -35,6 +36,7 @@ from repro.sections import (
     Sizes,
     Training,
     check,
+    not_negative,
 )
 
 __all__ = [
@@ -106,12 +108,17 @@ class Config:
         check("network", (self.network is None) != (self.transformer is None), "a base is either a [network] or a [transformer]; write one")
         trained = self.network is not None or self.base.source == "train"
         check("base.source", trained, "must be 'train' with a [transformer]: only a UNet is taken from a hub or a folder")
-        check("hours", self.hours >= 0, "must not be negative; 0 takes the training steps as they are written")
+        not_negative("hours", self.hours, MOST_HOURS, "0 takes the training steps as they are written")
         check("base_training.distillation", self.base_training.distillation == 0, "must be 0: the base has no teacher")
         chain = self.sizes.candidates == "chain"
         check("sizes.candidates", chain or not self.compute.compile, "an open set has no subnets to compile; set compute.compile = false")
         steps, timesteps = self.evaluation.sampler_steps, self.diffusion.num_train_timesteps
         check("evaluation.sampler_steps", steps <= timesteps, f"is {steps}, but there are only {timesteps} timesteps to visit")
+        scored = self.pruning.timesteps
+        check("pruning.timesteps", scored <= timesteps, f"is {scored}, but there are only {timesteps} (diffusion.num_train_timesteps)")
+        if self.evaluation.metric == "fid_classifier":
+            shift, side = self.classifier.crop_padding, self.denoiser.sample_size
+            check("classifier.crop_padding", shift < side, f"{shift} shifts images of {side} x {side} out of themselves; make it smaller")
 
     @property
     def denoiser(self) -> Denoiser:

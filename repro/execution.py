@@ -5,7 +5,9 @@ They are no part of a configuration's hash, so an experiment may go on under oth
 
 from dataclasses import dataclass
 
-from repro.sections import check
+from repro.sections import MOST_HOURS, MOST_STEPS, check, not_negative, within
+
+MOST_MACHINES, MOST_MEMORY = 2**16, 10**6  # nodes, cores or GPUs; GB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +30,10 @@ class Execution:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        check("memory_gib", self.memory_gib >= 0, "must not be negative; 0 sets no limit of its own")
-        check("checkpoint_minutes", self.checkpoint_minutes > 0, "must be positive")
-        check("checkpoints_kept", self.checkpoints_kept >= 1, "must be at least 1")
-        check("rank_timeout_sec", self.rank_timeout_sec > 0, "must be positive")
+        not_negative("memory_gib", self.memory_gib, MOST_MEMORY, "0 sets no limit of its own")
+        for key, most in {"checkpoint_minutes": MOST_HOURS * 60, "rank_timeout_sec": MOST_HOURS * 3600}.items():
+            check(key, 0 < getattr(self, key) <= most, f"must be positive, and at most {most:,}")
+        within("checkpoints_kept", self.checkpoints_kept, MOST_STEPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +65,10 @@ class Cluster:
 
     def __post_init__(self) -> None:
         for key in ("nodes", "cpus_per_rank"):
-            check(key, getattr(self, key) >= 1, "must be at least 1")
-        for key in ("gpus_per_node", "memory_gb_per_node"):
-            check(key, getattr(self, key) >= 0, "must not be negative")
-        check("hours", self.hours > 0, "must be positive")
+            within(key, getattr(self, key), MOST_MACHINES)
+        for key, most in {"gpus_per_node": MOST_MACHINES, "memory_gb_per_node": MOST_MEMORY}.items():
+            not_negative(key, getattr(self, key), most)
+        check("hours", 0 < self.hours <= MOST_HOURS, f"must be positive, and at most {MOST_HOURS:,}")
         for key in ("partition", "account"):
             check(key, all(sign.isalnum() or sign in "_-.," for sign in getattr(self, key)), "is no name that sbatch takes")
         for option in self.options:

@@ -18,6 +18,7 @@ from repro.harness.distributed import device
 from repro.joint import load_supernet
 from repro.model_card import model_card
 from repro.ofa.accounting import size_of
+from repro.sections import MOST_SEED, not_negative
 from repro.size_text import size_text
 
 GRID = (4, 4)  # rows and columns of the sample images
@@ -39,8 +40,10 @@ def extract_subnet(experiment: Experiment, *, size: float, seed: int, out: Path,
         The folder.
 
     Raises:
-        ReproError: The size is not a trained one, nothing has been trained yet, the folder is in the way, or the ONNX file is not equal.
+        ReproError: The size is not a trained one, the seed is out of range, nothing has been trained yet, the folder is in the way, or the
+            ONNX file is not equal.
     """
+    not_negative("--seed", seed, MOST_SEED)
     if size not in experiment.config.sizes.trained:
         known = ", ".join(map(size_text, experiment.config.sizes.trained))
         raise ReproError(f"--size {size_text(size)}: not a trained size; use one of {known}")

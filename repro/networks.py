@@ -43,6 +43,26 @@ class Network:
                 one_of(key, block, known)
         fits = self.norm_num_groups >= 1 and all(width % self.norm_num_groups == 0 for width in self.block_out_channels)
         check("norm_num_groups", fits, f"must divide every width in block_out_channels, {self.block_out_channels}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuses values that are right one by one and that no `UNet2DModel` can compute with together."""
+        widths, smallest = self.block_out_channels, 2 ** (len(self.block_out_channels) - 1)
+        halved = f"must be a multiple of {smallest}, for {len(widths)} levels (block_out_channels) halve it {len(widths) - 1} times"
+        check("sample_size", self.sample_size % smallest == 0, halved)
+        # Frequencies are spread over half the first width, less the shift.
+        shifts = f"must be 0 or 1, and less than half of the first width in block_out_channels, {widths[0]}"
+        check("freq_shift", self.freq_shift in (0, 1) and self.freq_shift < widths[0] // 2, shifts)
+        blocks = zip((*self.down_block_types, *self.up_block_types), (*widths, *reversed(widths)), strict=True)
+        attending = sorted({widths[-1], *(width for block, width in blocks if block.startswith("Attn"))})  # the middle always attends
+        divides = not self.attention_head_dim or all(width % self.attention_head_dim == 0 for width in attending)
+        check(
+            "attention_head_dim",
+            divides,
+            f"must divide the widths in block_out_channels that have attention, {attending}; 0 makes one head",
+        )
+        values = (self.sample_size // smallest) ** 2 * min(widths) // self.norm_num_groups
+        check("norm_num_groups", values > 1, "leaves a group a single value, which it normalises to 0; take fewer groups")
 
 
 @dataclass(frozen=True, kw_only=True)

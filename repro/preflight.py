@@ -9,6 +9,7 @@ from pathlib import Path
 from repro.errors import ReproError
 from repro.estimate import Estimate, disk_gb
 from repro.harness import distributed
+from repro.harness.arithmetic import check_threads
 from repro.harness.cells import Cell, Experiment, base_cell
 from repro.harness.cost import count_params
 from repro.harness.heartbeat import duration
@@ -45,6 +46,7 @@ def preflight(experiment: Experiment, cells: list[Cell], *, yes: bool) -> float:
     if not todo:
         return 0.0
     begun = time.monotonic()
+    check_threads(experiment.config.compute)
     _check_ranks(experiment, todo)
     work = stages(experiment, todo)
     if sum(stage.pflop for stage in work) >= SMALL_PFLOP:

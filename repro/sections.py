@@ -19,6 +19,8 @@ EXAMPLE = "such as google/ddpm-cifar10-32"
 # No network or run is larger. A configuration or an extracted folder may come from anybody: what it asks for must not fill the memory.
 MOST_LEVELS, MOST_BLOCKS, MOST_CHANNELS = 16, 64, 2**16
 MOST_STEPS, MOST_TIMESTEPS = 10**9, 10**6
+MOST_BATCH, MOST_SEED = 2**20, 2**32 - 1  # images at a time; numpy's largest seed
+MOST_HOURS = 10**6
 BUDGETS = ("base_training", "ofa_training", "baseline_training", "finetuning")  # the sections that hold a `Training`
 MOST_THREADS = 1024
 ABSENT = "left out of the hash at its default"
@@ -97,8 +99,8 @@ class ImportanceSettings:
     batch_size: int = 128
 
     def __post_init__(self) -> None:
-        check("images", self.images >= 1, "must be at least 1")
-        check("batch_size", self.batch_size >= 1, "must be at least 1")
+        within("images", self.images, MOST_STEPS)
+        within("batch_size", self.batch_size, MOST_BATCH)
         whole = self.images % self.batch_size == 0
         check("images", whole, f"must be a multiple of importance.batch_size, {self.batch_size}: whole batches are scored")
 
@@ -143,7 +145,7 @@ class SamplingLaw:
     def __post_init__(self) -> None:
         one_of("law", self.law, ("linear", "uniform", "weighted", "sandwich"))
         check("m", self.m > 0, "must be positive")
-        check("sandwich_random", self.sandwich_random >= 0, "must not be negative")
+        not_negative("sandwich_random", self.sandwich_random, MOST_BATCH)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,10 +187,11 @@ class Training:
     loss_weighting: str = added("uniform")
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "checkpoint_every_steps"):
+        for key in ("steps", "checkpoint_every_steps"):
             within(key, getattr(self, key), MOST_STEPS)
+        within("batch_size", self.batch_size, MOST_BATCH)
         check("learning_rate", 0 < self.learning_rate < math.inf, "must be positive and finite")
-        check("warmup_steps", self.warmup_steps >= 0, "must not be negative")
+        not_negative("warmup_steps", self.warmup_steps, MOST_STEPS)
         check("gradient_clipping", self.gradient_clipping >= 0, "must not be negative; 0 clips nothing")
         check("ema_decay", 0 <= self.ema_decay < 1, "must lie in [0, 1)")
         check("dropout", 0 <= self.dropout < 1, "must lie in [0, 1)")
@@ -215,7 +218,8 @@ class Base:
         repository: Of `hub`.
         revision: Of `hub`: the commit, so that the weights are the same tomorrow.
         folder: Of `path`: a diffusers folder, a pipeline's or a network's.
-        weights: Which weights of a training run these are: `ema`, `raw` or `unknown`.
+        weights: Which weights of a training run these are: `ema`, `raw` or `unknown`. Where a folder holds both, it says which are loaded;
+            where it holds one network and nothing that tells, it is the user's declaration.
     """
 
     source: str = "train"
@@ -263,8 +267,8 @@ class Pruning:
     timesteps: int = added(0)
 
     def __post_init__(self) -> None:
-        check("images", self.images >= 1, "must be at least 1")
-        check("timesteps", self.timesteps >= 0, "must not be negative; 0 counts all of them")
+        within("images", self.images, MOST_BATCH)
+        not_negative("timesteps", self.timesteps, MOST_TIMESTEPS, "0 counts all of them")
         one_of("channels", self.channels, ("in_groups", "averaged"))
         check("threshold", 0 <= self.threshold < 1, "must lie in [0, 1)")
 
@@ -303,11 +307,18 @@ class Evaluation:
         check("reference_images", self.reference_images == 0 or self.reference_images >= 2, "must be 0 (all) or at least 2")
         one_of("spacing", self.spacing, ("uniform", "quadratic"))
         check("samples", self.samples >= 2, "must be at least 2: a covariance needs two samples")
-        check("sampler_steps", self.sampler_steps >= 1, "must be at least 1")
+        within("samples", self.samples, MOST_STEPS)
+        not_negative("reference_images", self.reference_images, MOST_STEPS)
+        within("sampler_steps", self.sampler_steps, MOST_TIMESTEPS)
         check("sampler_steps", self.sampler_steps >= 2 or self.spacing != "quadratic", "quadratic spacing needs at least 2")
-        check("batch_size", self.batch_size >= 1, "must be at least 1")
-        check("latency_batches", all(batch >= 1 for batch in self.latency_batches), "must be at least 1 each")
+        within("batch_size", self.batch_size, MOST_BATCH)
+        for batch in self.latency_batches:
+            within("latency_batches", batch, MOST_BATCH)
         check("sampling_seeds", bool(self.sampling_seeds), "needs at least one seed")
+        for seed in self.sampling_seeds:
+            not_negative("sampling_seeds", seed, MOST_SEED)
+        for key in ("sampling_seeds", "latency_batches"):
+            check(key, len(set(getattr(self, key))) == len(getattr(self, key)), "names a value twice")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,11 +384,15 @@ class Classifier:
     sha256: str = added("")
 
     def __post_init__(self) -> None:
-        limits = {"width": MOST_CHANNELS, "levels": MOST_LEVELS, "blocks": MOST_BLOCKS, "steps": MOST_STEPS, "batch_size": MOST_STEPS}
+        limits = {"width": MOST_CHANNELS, "levels": MOST_LEVELS, "blocks": MOST_BLOCKS, "steps": MOST_STEPS, "batch_size": MOST_BATCH}
         for key, most in limits.items():
             within(key, getattr(self, key), most)
-        for key in ("crop_padding", "warmup_steps"):
-            check(key, getattr(self, key) >= 0, "must not be negative")
+        for key, most in {"crop_padding": MOST_CHANNELS, "warmup_steps": MOST_STEPS, "seed": MOST_SEED}.items():
+            not_negative(key, getattr(self, key), most)
+        widest = self.width * 2 ** (self.levels - 1)
+        check(
+            "levels", widest <= MOST_CHANNELS, f"make {widest:,} channels of width {self.width}, doubled at each; at most {MOST_CHANNELS:,}"
+        )
         check("label_smoothing", 0 <= self.label_smoothing < 1, "must lie in [0, 1)")
         one_of("precision", self.precision, PRECISIONS)
         check("width", self.width % 8 == 0, "must be a multiple of 8: its normalisation has 8 groups")
@@ -396,6 +411,18 @@ def check(key: str, holds: bool, what: str) -> None:
 def within(key: str, value: int, most: int) -> None:
     """Raises a `ReproError` that names the key, unless the value is at least 1 and not more than there ever is."""
     check(key, 1 <= value <= most, f"must be at least 1 and at most {most:,}, not {value:,}")
+
+
+def not_negative(key: str, value: float, most: int, zero: str = "") -> None:
+    """Raises a `ReproError` that names the key, unless the value is at least 0 and not more than there ever is.
+
+    Args:
+        key: The key.
+        value: Its value.
+        most: The most that it may be.
+        zero: What 0 means, for the message; empty where 0 is a value like any other.
+    """
+    check(key, 0 <= value <= most, f"must not be negative, and at most {most:,}, not {value:,}" + (f"; {zero}" if zero else ""))
 
 
 def one_of(key: str, value: str, known: tuple[str, ...]) -> None:

@@ -17,6 +17,7 @@ from repro.harness.classifier_network import Classifier
 from repro.harness.cost import activation_gradient_pflop, count_macs, pipe_macs, train_pflop
 from repro.harness.denoiser import build_base
 from repro.harness.diffusion import sampling_timesteps
+from repro.harness.image_folder import list_images
 from repro.harness.manifest import is_made
 from repro.ofa.accounting import params_at
 from repro.ofa.pipes import pipes_of
@@ -131,7 +132,7 @@ def costs_of(experiment: Experiment, rule: str) -> Costs:
 def training_images(experiment: Experiment) -> int:
     """Returns how many images the data set has, without loading it."""
     data = experiment.config.data
-    return IMAGES.get(data.name) or sum(path.is_file() for path in Path(data.folder).expanduser().rglob("*"))
+    return IMAGES.get(data.name) or len(list_images(Path(data.folder).expanduser())[0])
 
 
 def _downloads(experiment: Experiment, cells: list[Cell], costs: Costs) -> Stage:

@@ -147,6 +147,9 @@ def test_help_imports_no_torch():
         (["--config", TINY, "--sizes", "0"], ["--sizes 0", "(0, 1]"]),
         (["--config", TINY, "--sizes", "1.5"], ["--sizes 1.5", "(0, 1]"]),
         (["--config", TINY, "--sizes", "nan"], ["--sizes nan", "(0, 1]"]),
+        (["--config", TINY, "--seeds", "-1"], ["--seeds", "must not be negative"]),
+        (["--config", TINY, "--ranks", "1000000"], ["--ranks", "at most 1,024"]),
+        (["--config", TINY, "--parallel-cells", "1000000"], ["--parallel-cells", "at most 1,024"]),
     ],
 )
 def test_mistake_is_one_line_that_names_it_and_the_remedy(tmp_path, arguments, names):

@@ -15,14 +15,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from repro.config import SHIPPED, Config, load_config
+from repro.choosing import choose
+from repro.config import SHIPPED, Compute, Config, load_config
 from repro.errors import BusyError, ReproError, RunError
+from repro.extraction import extract_subnet
 from repro.harness import provenance
+from repro.harness.arithmetic import check_threads
+from repro.harness.cells import Experiment, plan_cells
 from repro.harness.clock import PHASES, Clock, device_hours, training_overhead
 from repro.harness.heartbeat import read_heartbeat
 from repro.harness.lock import held, holder
 from repro.harness.records import read_record, read_records, record_path, write_record
 from repro.harness.storage import sha256_of_file, write_atomically
+from repro.methods import METHODS
 from repro.sections import ABSENT
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -474,6 +479,40 @@ def test_value_of_the_wrong_kind_is_refused_by_key(override, key):
         ("evaluation.batch_size", "0"),
         ("evaluation.sampler_steps", "0"),
         ("evaluation.sampler_steps", "1001"),
+        ("evaluation.sampling_seeds", "[-1]"),
+        ("evaluation.sampling_seeds", "[4294967296]"),
+        ("evaluation.sampling_seeds", "[0, 1, 0]"),
+        ("evaluation.latency_batches", "[1000000000000000000]"),
+        ("evaluation.latency_batches", "[1, 1]"),
+        ("evaluation.latency_batches", "[0]"),
+        ("evaluation.samples", "10000000000"),
+        ("evaluation.reference_images", "10000000000"),
+        ("evaluation.reference_images", "-2"),
+        ("evaluation.batch_size", "10000000000"),
+        ("importance.images", "1000000000000000000"),
+        ("importance.batch_size", "1000000000000000000"),
+        ("sampling_law.sandwich_random", "1000000000000000000"),
+        ("base_training.batch_size", "1000000000"),
+        ("finetuning.warmup_steps", "1000000000000000000"),
+        ("pruning.images", "1000000000000000000"),
+        ("pruning.timesteps", "1001"),
+        ("classifier.seed", "-1"),
+        ("classifier.seed", "1000000000000000000"),
+        ("classifier.warmup_steps", "1000000000000000000"),
+        ("classifier.crop_padding", "1000000000000000000"),
+        ("classifier.crop_padding", "8"),
+        ("classifier.batch_size", "1000000000"),
+        ("classifier.levels", "16"),
+        ("execution.checkpoints_kept", "1000000000000000000"),
+        ("execution.rank_timeout_sec", "1e300"),
+        ("execution.checkpoint_minutes", "1e300"),
+        ("execution.memory_gib", "1e300"),
+        ("cluster.nodes", "1000000000000000000"),
+        ("cluster.gpus_per_node", "1000000000000000000"),
+        ("cluster.cpus_per_rank", "1000000000000000000"),
+        ("cluster.memory_gb_per_node", "1000000000000000000"),
+        ("cluster.hours", "1e300"),
+        ("hours", "1e300"),
         ("evaluation.spacing", "cubic"),
         ("classifier.held_out", "1.0"),
         ("classifier.width", "0"),
@@ -483,6 +522,69 @@ def test_value_of_the_wrong_kind_is_refused_by_key(override, key):
 )
 def test_value_out_of_range_is_refused_by_key(key, value):
     assert f"{key}: " in refused(f"{key}={value}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["sample_size=15"], "sample_size: must be a multiple of 2, for 2 levels"),
+        (
+            [
+                "sample_size=28",
+                "block_out_channels=[8, 8, 8, 8]",
+                f"down_block_types={['DownBlock2D'] * 4}",
+                f"up_block_types={['UpBlock2D'] * 4}",
+            ],
+            "sample_size: must be a multiple of 8, for 4 levels (block_out_channels) halve it 3 times",
+        ),
+        (["sample_size=1"], "sample_size: must be a multiple of 2"),
+        (["attention_head_dim=32"], "attention_head_dim: must divide the widths in block_out_channels that have attention, [16]"),
+        (["attention_head_dim=3"], "attention_head_dim: must divide the widths"),
+        (
+            ["attention_head_dim=16", 'down_block_types=["AttnDownBlock2D", "DownBlock2D"]'],
+            "attention_head_dim: must divide the widths in block_out_channels that have attention, [8, 16]",
+        ),
+        (["block_out_channels=[1, 16]", "norm_num_groups=1"], "freq_shift: must be 0 or 1, and less than half of the first width"),
+        (["block_out_channels=[2, 16]", "norm_num_groups=1", "freq_shift=1"], "freq_shift: must be 0 or 1, and less than half"),
+        (["freq_shift=-1"], "freq_shift: must be 0 or 1"),
+        (["freq_shift=1000000000000000000"], "freq_shift: must be 0 or 1"),
+        (["sample_size=2", "norm_num_groups=8"], "norm_num_groups: leaves a group a single value"),
+    ],
+)
+def test_values_of_a_unet_that_are_right_one_by_one_and_wrong_together_are_refused_by_key(overrides, says):
+    assert f"{TINY}: network.{says}" in refused(*(f"network.{override}" for override in overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["patch_size=3"], "patch_size: must divide sample_size, 8"),
+        (["patch_size=16"], "patch_size: must divide sample_size, 8"),
+        (["num_attention_heads=1", "attention_head_dim=6"], "attention_head_dim: times num_attention_heads must be a multiple of 4"),
+        (["num_attention_heads=65536"], "attention_head_dim: times num_attention_heads must be at most 65,536"),
+    ],
+)
+def test_values_of_a_transformer_that_are_wrong_together_are_refused_by_key(overrides, says):
+    message = refused(*(f"transformer.{override}" for override in overrides), path=SHIPPED / "digits_transformer.toml")
+    assert f"transformer.{says}" in message
+
+
+def test_more_threads_than_a_machine_can_run_are_refused_before_anything_is_computed(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with pytest.raises(ReproError, match=r"compute\.threads: 1024 threads are too many for 2 cores; take at most 32"):
+        check_threads(Compute(threads=1024))
+    check_threads(Compute(threads=32))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_library_takes_is_refused_by_its_flag(seed, tiny, tmp_path):
+    experiment = Experiment(config=tiny, source="", results=tmp_path, runs=tmp_path, methods=METHODS)
+    with pytest.raises(ReproError, match=r"^--seeds: must not be negative, and at most 4,294,967,295"):
+        plan_cells(experiment, ["noise"], None, [0, seed])
+    with pytest.raises(ReproError, match=r"^--seed: must not be negative"):
+        choose(experiment, {"params": 1e9}, seed=seed)
+    with pytest.raises(ReproError, match=r"^--seed: must not be negative"):
+        extract_subnet(experiment, size=0.5, seed=seed, out=tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".", "a b", "", "a\\\\b"])

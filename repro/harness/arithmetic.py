@@ -11,17 +11,24 @@ import torch
 from torch import nn
 
 from repro.config import Compute
+from repro.errors import ReproError
 from repro.harness.environment import set_for_cublas
 
 # glibc's mallopt, <malloc.h>: the parameters, and the highest value that they take.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, MOST = -1, -3, 2**31 - 1
+
+MOST_THREADS_PER_CORE = 16
 
 
 def set_arithmetic(settings: Compute) -> None:
     """Sets what holds for the whole process: threads and TF32 as configured, and kernels that give the same result twice.
 
     A killed run must end in the same weights as one that was not, so a GPU may not choose its kernels by timing them.
+
+    Raises:
+        ReproError: There are far more threads than cores.
     """
+    check_threads(settings)
     set_for_cublas()
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -33,6 +40,17 @@ def set_arithmetic(settings: Compute) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
         # A debugging aid that comes with it would write all memory twice.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def check_threads(settings: Compute) -> None:
+    """Makes sure that this machine can run the threads of a process: some more than cores are slow, hundreds more never end a step.
+
+    Raises:
+        ReproError: It cannot.
+    """
+    most = MOST_THREADS_PER_CORE * (os.cpu_count() or 1)
+    if settings.threads > most:
+        raise ReproError(f"compute.threads: {settings.threads} threads are too many for {os.cpu_count()} cores; take at most {most}")
 
 
 def _keep_freed_memory() -> None:

@@ -18,6 +18,7 @@ from repro.harness.records import REMEDY, Record, read_record, record_path
 from repro.networks import image_shape
 from repro.ofa.sampling_law import Law, check_law, named_law
 from repro.program import MODULE, Program
+from repro.sections import MOST_SEED, not_negative
 from repro.size_text import cell_name, size_text
 
 if TYPE_CHECKING:
@@ -313,10 +314,12 @@ def plan_cells(experiment: Experiment, names: list[str], sizes: list[float] | No
         seeds: The seeds; a base that was given is one for all of them.
 
     Raises:
-        ReproError: A method is unknown, or a size is outside (0, 1] or not among the reported ones.
+        ReproError: A method is unknown, a seed is negative or has more than 32 bits, or a size is outside (0, 1] or not reported.
     """
     config, methods = experiment.config, experiment.methods
     check_methods(names, methods)
+    for seed in seeds:
+        not_negative("--seeds", seed, MOST_SEED)
     for asked in sizes or []:
         if not 0 < asked <= 1:
             raise ReproError(f"--sizes {size_text(asked)}: a size must lie in (0, 1]")

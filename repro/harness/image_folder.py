@@ -2,8 +2,11 @@
 
 import hashlib
 import os
+import re
+import shlex
 import stat
-from collections.abc import Iterator
+import struct
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,13 +19,23 @@ from tqdm import tqdm
 
 from repro.errors import ReproError
 from repro.harness.lock import one_at_a_time
-from repro.harness.progress import bar_style
+from repro.harness.placeholders import refuse_placeholder
+from repro.harness.progress import bar_style, say
 from repro.harness.storage import sha256_of_file, write_atomically
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # whatever a file is called: Pillow would hand an EPS to Ghostscript, which runs programs
 MOST_PIXELS = 2**26  # of an image; many are decoded at once, and a small file can hold a huge one
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # a warning where warnings are errors
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, struct.error, *BOMBS)  # what Pillow raises for damage
+OTHER_IMAGES = {".heic", ".heif", ".avif", ".jxl", ".dng", ".svg", ".cr2", ".nef", ".arw"}  # beside those that Pillow knows
+HIDDEN, HIDDEN_NAMES = (".", "@", "#recycle", "$"), ("__MACOSX", "__pycache__", "lost+found", "System Volume Information")
+# Words of which the folders of a data set's splits are named, such as `test`, `val2017` or `train_images`.
+TRAINING = {"train", "training", "trainset"}
+HELD_OUT = {"test", "testing", "testset", "val", "valid", "validation", "dev", "eval", "holdout"}
+AROUND_SPLIT = {"image", "images", "img", "imgs", "set", "data", "split", "x", "a", "b"}
+DEEP = ("LA;16B", "RGB;16B", "RGBA;16B")  # a PNG's pixels that Pillow opens under a mode of 8 bits
+DECODING = 2  # counts the ways in which this module has decoded: what another one left in the cache is not read
 MODES = {1: "L", 3: "RGB"}  # of Pillow, for a network's channels
 
 Pixels = npt.NDArray[np.uint8]
@@ -31,8 +44,9 @@ Pixels = npt.NDArray[np.uint8]
 def read_folder(folder: Path, image_shape: tuple[int, int, int], cache: Path) -> tuple[Pixels, npt.NDArray[np.int64], str, str]:
     """Returns all images below a folder, their labels, the hash of the pixels, and that of the files (names and contents, in order).
 
-    An image is resized so that its shorter side fits, and cropped to its centre. Its label is the number of the folder, among those right
-    below `folder`, that it lies in.
+    An image is turned upright as its EXIF orientation says, laid on white where it is transparent, resized so that its shorter side fits,
+    and cropped to its centre; its colour profile is not applied. Its label is the number of the folder, among those right below `folder`,
+    that it lies in. What is left out, such as files of other kinds and hidden folders, is counted and said on stderr.
 
     Args:
         folder: Where the images lie, at any depth.
@@ -43,17 +57,18 @@ def read_folder(folder: Path, image_shape: tuple[int, int, int], cache: Path) ->
         Pixels uint8 [N, S, S, C], from a read-only map of the file in the cache; labels [N]; the SHA-256 of the pixels and of the files.
 
     Raises:
-        ReproError: The folder or an image in it cannot be read, it holds no images, or the network has other channels.
+        ReproError: The folder or an image in it cannot be read, an image is animated or has more than 8 bits a channel, the folder holds no
+            images or the splits of a data set, or the network has other channels.
     """
     channels, size, _ = image_shape
     if channels not in MODES:
         raise ReproError(f"network.channels: a folder of images has 1 channel (grey) or 3 (RGB), not {channels}")
-    files = sorted(_files(folder))
-    if not files:
-        raise ReproError(f"data.folder: {folder}: holds no images ({', '.join(SUFFIXES)}); name another folder")
+    files, left_out = list_images(folder)
+    _check_found(folder, files, left_out)
+    _check_splits(folder, files)
     listing = "".join(f"{name} {digest}\n" for name, digest in zip(files, _digests(folder, files), strict=True))
     files_sha256 = hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
-    key = hashlib.sha256(repr((files_sha256, image_shape, PIL.__version__)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((files_sha256, image_shape, PIL.__version__, DECODING)).encode()).hexdigest()[:16]
     if not _cached(cache, key):
         with one_at_a_time(cache / f"folder-{key}.npy"):
             if not _cached(cache, key):
@@ -95,23 +110,84 @@ def _digest(path: Path) -> str:
         raise ReproError(f"data.folder: {path}: cannot be read ({error.strerror}); name a folder of images") from error
 
 
-def _files(folder: Path) -> Iterator[str]:
-    """Yields every image's name, below the folder and with forward slashes."""
+def list_images(folder: Path) -> tuple[list[str], Counter[str]]:
+    """Lists the images below a folder, and counts what else lies there.
+
+    Hidden folders, which programs and file servers make for themselves, are left out, as are links to folders and files of other kinds.
+
+    Returns:
+        The names of the images, sorted, below the folder and with forward slashes; what was left out -> how many.
+
+    Raises:
+        ReproError: The folder or an image cannot be read, or is no regular file.
+    """
 
     def refuse(error: OSError) -> None:
         raise ReproError(f"data.folder: {error.filename}: cannot be read ({error.strerror}); name a folder of images") from error
 
-    for parent, _, names in os.walk(folder, onerror=refuse):
+    files, left_out = [], Counter[str]()
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        hidden = any(_is_hidden(part) for part in Path(parent).relative_to(folder).parts)
+        left_out["linked folders"] += 0 if hidden else sum(Path(parent, name).is_symlink() for name in folders)
         for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                path = Path(parent, name)
+            path, is_image = Path(parent, name), name.lower().endswith(SUFFIXES)
+            if hidden or name.startswith("."):
+                left_out["images that are hidden or in hidden folders"] += is_image
+            elif not is_image:
+                left_out[f"{path.suffix.lower() or 'other'} files"] += 1
+            else:
                 try:
                     status = path.stat()
                 except OSError as error:
                     refuse(error)
                 if not stat.S_ISREG(status.st_mode):
                     raise ReproError(f"data.folder: {path}: no regular file; take it out of the folder")
-                yield path.relative_to(folder).as_posix()
+                files.append(path.relative_to(folder).as_posix())
+    return sorted(files), +left_out
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(HIDDEN) or name in HIDDEN_NAMES
+
+
+def _check_found(folder: Path, files: list[str], left_out: Counter[str]) -> None:
+    """Makes sure that there are images, and says what was left out."""
+    listed = ", ".join(f"{count} {what}" for what, count in sorted(left_out.items()))
+    if not files:
+        known = OTHER_IMAGES | set(Image.registered_extensions())
+        images = any(what.split()[0] in known or not what.endswith(" files") for what in left_out)
+        remedy = f", only {listed}; convert these to PNG or move them, or name another folder" if images else "; name another folder"
+        raise ReproError(f"data.folder: {folder}: holds no images ({', '.join(SUFFIXES)}){remedy}")
+    if listed:
+        say(f"data.folder: {folder}: {len(files):,} images; left out: {listed}", to_stderr=True)
+
+
+def _check_splits(folder: Path, files: list[str]) -> None:
+    """Refuses a folder that holds the splits of a data set: test images would be trained on, and each split would be a label."""
+    inside: dict[str, set[str]] = {}
+    for name in files:
+        parts = name.split("/")[:-1]
+        for depth, part in enumerate(parts):
+            inside.setdefault("/".join(parts[:depth]), set()).add(part)
+    for parent, folders in sorted(inside.items()):
+        splits = sorted(filter(_is_split, folders))
+        training = [name for name in splits if _words(name) & TRAINING]
+        # A class may be called "train", among others; nothing else here is likely to be one.
+        if len(training) < len(splits) or (splits and not parent and set(splits) == folders):
+            named = shlex.quote(str(folder / parent / (training or splits)[0]))
+            raise ReproError(
+                f"data.folder: {folder / parent}: holds the splits of a data set ({', '.join(splits)}); name one of them, "
+                f"--set data.folder={named}, or move what is not to be trained on out of the folder"
+            )
+
+
+def _is_split(name: str) -> bool:
+    words = _words(name)
+    return bool(words & (TRAINING | HELD_OUT)) and words <= TRAINING | HELD_OUT | AROUND_SPLIT
+
+
+def _words(name: str) -> set[str]:
+    return {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)}
 
 
 def _labels(names: list[str]) -> npt.NDArray[np.int64]:
@@ -132,18 +208,39 @@ def _decode(folder: Path, names: list[str], channels: int, size: int, target: Pa
 
 
 def _image(path: Path, channels: int, size: int) -> bytes:
-    """Returns one image as [S, S, C]; what is S x S already comes through untouched."""
+    """Returns one image as [S, S, C], upright, on white where it is transparent; what is S x S already comes through untouched."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
-            mode = image.mode
-            square = ImageOps.fit(image.convert(MODES[channels]), (size, size), Image.Resampling.LANCZOS)
-    except (OSError, SyntaxError, ValueError, EOFError, *BOMBS) as error:
+            _check_kind(path, image)
+            ImageOps.exif_transpose(image, in_place=True)
+            square = ImageOps.fit(_opaque(image).convert(MODES[channels]), (size, size), Image.Resampling.LANCZOS)
+    except UNREADABLE as error:
+        refuse_placeholder(path)
         raise ReproError(f"{path}: not a readable image ({error}); mend it or take it out of data.folder") from error
-    if mode.startswith(("I", "F")):  # Pillow would clip these to 8 bits without a word
-        raise ReproError(f"{path}: has more than 8 bits a channel (Pillow's mode {mode}); convert it or take it out of data.folder")
     return square.tobytes()
+
+
+def _check_kind(path: Path, image: Image.Image) -> None:
+    """Refuses what Pillow would cut down without a word: to 8 bits a channel, or to the first of several frames."""
+    stored = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""
+    mode = stored if stored in DEEP else image.mode
+    if mode.startswith(("I", "F")) or mode in DEEP:
+        raise ReproError(f"{path}: has more than 8 bits a channel (Pillow's mode {mode}); convert it or take it out of data.folder")
+    frames = getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP") else 1  # a camera's JPEG may hold a preview as its second
+    if frames > 1:
+        raise ReproError(f"{path}: is animated ({frames} frames); save those that you want as images, or take it out of data.folder")
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Returns an image as it looks on white; one without transparent pixels as it is."""
+    if not image.has_transparency_data:
+        return image
+    layers = image.convert("RGBA")
+    if layers.getchannel("A").getextrema()[0] == 255:
+        return image
+    return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
 
 
 def _read(path: Path, shape: tuple[int, int, int, int]) -> Pixels:

@@ -1,6 +1,5 @@
 """A base that was trained elsewhere: from the Hugging Face hub, at a pinned commit, or from a diffusers folder."""
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,13 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from repro.config import Base, Config
 from repro.errors import ReproError
+from repro.harness.base_checks import check_network, check_pipeline, check_scheduler, read_object
 from repro.harness.denoiser import NETWORK, NETWORK_CONFIG, build_base
-from repro.harness.diffusion import noise_schedule
-from repro.harness.reading import read_json
+from repro.harness.placeholders import refuse_placeholder
 from repro.harness.shipped import shipped_base_cost
 from repro.harness.weights import WEIGHTS, load_weights, weight_files
 
-SCHEDULE_KEYS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
+AVERAGED = "unet_ema"
 
 
 def load_pretrained(config: Config, cache: Path) -> UNet2DModel:
@@ -28,13 +27,17 @@ def load_pretrained(config: Config, cache: Path) -> UNet2DModel:
         cache: Where a download goes.
 
     Raises:
-        ReproError: It cannot be had or read, or its architecture or noise schedule is another than the configuration's.
+        ReproError: It cannot be had or read; its architecture or noise schedule is another than the configuration's; or its weights are
+            others than `base.weights` says.
     """
     settings = config.base
     assert not settings.one_for_each_seed, settings.source
     folder = _network_folder(_download(settings, cache) if settings.source == "hub" else Path(settings.folder), settings)
-    _check_network(folder, config)
-    _check_schedule(folder, config)
+    check_network(folder / NETWORK_CONFIG, config, _name(settings))
+    check_pipeline(folder.parent / "model_index.json", _name(settings))
+    for path in (folder / "scheduler_config.json", folder.parent / "scheduler" / "scheduler_config.json"):
+        check_scheduler(path, config)
+    refuse_placeholder(*sorted(folder.glob("*.safetensors")))
     with torch.device("meta"):
         model = build_base(config.denoiser, seed=0)
     try:
@@ -74,62 +77,51 @@ def _download(settings: Base, cache: Path) -> Path:
 
 
 def _network_folder(folder: Path, settings: Base) -> Path:
-    """Returns where the network lies: the folder itself, or the `unet` of a pipeline."""
-    for candidate in (folder, folder / NETWORK):
-        if (candidate / NETWORK_CONFIG).is_file():
-            if not any(candidate.glob("diffusion_pytorch_model*.safetensors")):
-                raise ReproError(
-                    f"{_name(settings)}: {candidate} holds no {WEIGHTS}; weights are read as safetensors only, so save it once more with "
-                    "diffusers' save_pretrained(safe_serialization=True)"
-                )
-            return candidate
-    raise ReproError(f"{_name(settings)}: {folder} is no diffusers folder (no {NETWORK_CONFIG}); name one that save_pretrained wrote")
+    """Returns where the declared weights of a network lie: in the folder itself, or in the `unet` or `unet_ema` of a pipeline.
+
+    `unet_ema` is where diffusers' training scripts keep the average beside the raw weights. Where there is only one network, and nothing in
+    the folder says which weights it has, `base.weights` is taken as the user's word.
+    """
+    raw, averaged = folder / NETWORK, folder / AVERAGED
+    if (folder / NETWORK_CONFIG).is_file():
+        found = folder
+    elif _is_network(averaged) and (settings.weights == "ema" or not _is_network(raw)):
+        found = averaged
+    else:
+        found = raw
+    if not _is_network(found):
+        raise ReproError(f"{_name(settings)}: {folder} is no diffusers folder (no {NETWORK_CONFIG}); name one that save_pretrained wrote")
+    if found == raw and _is_network(averaged) and settings.weights == "unknown":
+        raise ReproError(f"{_name(settings)}: {folder} holds {NETWORK} and {AVERAGED}; say which is meant: --set base.weights=raw, or ema")
+    if not any(found.glob("diffusion_pytorch_model*.safetensors")):
+        raise ReproError(
+            f"{_name(settings)}: {found} holds no {WEIGHTS}; weights are read as safetensors only, so save it once more with "
+            "diffusers' save_pretrained(safe_serialization=True)"
+        )
+    _check_declaration(found, settings)
+    return found
 
 
-def _check_network(folder: Path, config: Config) -> None:
-    """Compares every argument of the network with the configured ones."""
-    theirs = _read_json(folder / NETWORK_CONFIG)
-    with torch.device("meta"):
-        ours = dict(build_base(config.denoiser, seed=0).config)
-    defaults = {name: value.default for name, value in inspect.signature(UNet2DModel.__init__).parameters.items()}
-    for key in sorted(defaults.keys() & ours.keys() - {"dropout", "sample_size"}):
-        mine, other = _plain(ours[key]), _plain(theirs.get(key, defaults[key]))
-        if mine != other:
-            raise ReproError(
-                f"{_name(config.base)}: its {key} is {other!r:.80}, the configuration's network has {mine!r}; change [network]"
-            )
-    if theirs.get("widths"):
-        raise ReproError(f"{_name(config.base)}: {folder} is a pruned network; a base is whole")
+def _is_network(folder: Path) -> bool:
+    return (folder / NETWORK_CONFIG).is_file()
 
 
-def _check_schedule(folder: Path, config: Config) -> None:
-    """Compares the noise schedule with the configured one, where one lies beside the network."""
-    ours = noise_schedule(config.diffusion).config
-    for path in (folder / "scheduler_config.json", folder.parent / "scheduler" / "scheduler_config.json"):
-        if not path.is_file():
-            continue
-        theirs = _read_json(path)
-        for key in SCHEDULE_KEYS:
-            if key in theirs and theirs[key] != ours[key]:
-                raise ReproError(f"{path}: its {key} is {theirs[key]!r:.80}, the configuration says {ours[key]!r}; change diffusion.{key}")
-        if theirs.get("prediction_type", "epsilon") != "epsilon":
-            raise ReproError(
-                f"{path}: the network predicts {theirs['prediction_type']!r:.80}; only one that predicts the noise can be used"
-            )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path)
-    except (OSError, ValueError) as error:
-        raise ReproError(f"{path}: not readable ({error}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise ReproError(f"{path}: no JSON object; fetch it again")
-    return content
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _check_declaration(folder: Path, settings: Base) -> None:
+    """Holds what `base.weights` says of a network against what its folder says."""
+    evidence = {}
+    written = read_object(folder / NETWORK_CONFIG)
+    if folder.resolve().name == AVERAGED or written.get("optimization_step") is not None:  # which diffusers' EMAModel writes
+        evidence["ema"] = f"{folder} holds an average of weights"
+    elif folder.resolve().name == NETWORK and _is_network(folder.parent / AVERAGED):
+        evidence["raw"] = f"the average lies beside it, in {folder.parent / AVERAGED}"
+    plain = any((folder / name).exists() for name in (WEIGHTS, f"{WEIGHTS}.index.json"))  # taken before any variant
+    for path in sorted(folder.glob("*.safetensors")):
+        for mark, ours, other in (("non_ema", "raw", "ema"), ("ema", "ema", "raw")):
+            if f".{mark}." in path.name:
+                evidence[other if plain else ours] = f"{path.name} lies {'beside them' if plain else 'there'}"
+    for says, reason in evidence.items():
+        if settings.weights not in ("unknown", says):
+            raise ReproError(f"base.weights: {settings.weights!r}, but {reason}; set base.weights={says}, or name another base")
 
 
 def _name(settings: Base) -> str:
