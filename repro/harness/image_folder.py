@@ -74,7 +74,8 @@ def read_folder(folder: Path, image_shape: tuple[int, int, int], cache: Path) ->
             if not _cached(cache, key):
                 draft = cache / f".folder-{key}.npy"
                 write_atomically(draft, partial(_decode, folder, files, channels, size))
-                draft.replace(cache / f"folder-{key}-{sha256_of_pixels(np.load(draft, mmap_mode='r'))}.npy")
+                content = sha256_of_pixels(np.load(draft, mmap_mode="r", allow_pickle=False))
+                draft.replace(cache / f"folder-{key}-{content}.npy")
     path = _cached(cache, key)[0]
     pixels = _read(path, (len(files), size, size, channels))
     sha256 = sha256_of_pixels(pixels)

@@ -37,8 +37,6 @@ def main() -> int:
         verdicts = campaign(trials, finished, folder)
     print(table(verdicts))
     bad = [verdict for verdict in verdicts if verdict.traceback or not verdict.noticed]
-    for verdict in bad:
-        print(f"{'ends in a traceback' if verdict.traceback else 'accepted in silence'}: {verdict.name}", file=sys.stderr)
     for alarm in alarms:
         print(f"false alarm: {alarm}", file=sys.stderr)
     print(f"{len(verdicts)} damages, {len(bad)} not noticed; {len(alarms)} false alarms; {time.monotonic() - begun:.0f} s")
@@ -61,7 +59,10 @@ def campaign(trials: list[Trial], finished: Path, folder: Path) -> list[Verdict]
         worker.start()
     found = []
     for index in range(len(trials)):
-        found.append(verdicts.get())
+        found.append(verdict := verdicts.get())
+        if verdict.traceback or not verdict.noticed:
+            said = f"ends in a traceback: {verdict.said}" if verdict.traceback else "accepted in silence"
+            print(f"{verdict.name}: {said}", file=sys.stderr, flush=True)
         if (index + 1) % 50 == 0:
             print(f"{index + 1} of {len(trials)} damages tried", file=sys.stderr, flush=True)
     for worker in workers:
