@@ -287,11 +287,16 @@ def test_a_hostile_base_is_refused_by_the_key_that_names_it(kind, tiny, base, fo
 def test_a_base_is_read_from_its_own_file_alone(tiny, base, folder, marker, tmp_path):
     base.save_pretrained(folder / "unet")
     module_beside(folder, marker)
-    change(folder / CONFIG, _class_name=["evil", "PrunedUNet2DModel"], auto_map={"AutoModel": "evil.X"})
     torch.save(Payload(marker), folder / "unet/diffusion_pytorch_model.bin")
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"conv_in.weight": "diffusion_pytorch_model.bin"}}))
-    loaded = load_pretrained(dataclasses.replace(tiny, base=Base(source="path", folder=str(folder), weights="raw")), tmp_path)
+    config = dataclasses.replace(tiny, base=Base(source="path", folder=str(folder), weights="raw"))
+    loaded = load_pretrained(config, tmp_path)
     assert all(torch.equal(tensor, base.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    written = (folder / CONFIG).read_text()
+    for foreign in ({"_class_name": ["evil", "PrunedUNet2DModel"]}, {"auto_map": {"AutoModel": "evil.X"}}):
+        (folder / CONFIG).write_text(written)
+        change(folder / CONFIG, **foreign)
+        assert "name another base" in refused(load_pretrained, config, tmp_path)
 
 
 def test_names_of_diffusers_first_attention_are_understood(tiny, base, folder, tmp_path):
