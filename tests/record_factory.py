@@ -71,8 +71,10 @@ def make_record(method: str, size: float | None, seed: int = 0, **changes: Any) 
 
 
 def _delivered_by(method: str, size: float | None, seed: int) -> list[str]:
+    """Returns the joint run that a cell is taken out of; what scores the channels of a baseline is added by `with_scores`."""
     known = METHODS.get(method)
-    return [cell.name for cell in known.delivered_by(Cell(method=method, size=size, seed=seed))] if known else []
+    delivered = known.delivered_by(Cell(method=method, size=size, seed=seed)) if known else ()
+    return [cell.name for cell in delivered if cell.method.endswith("_joint")]
 
 
 def quality(values: list[float], metric: str = "fid_classifier", n_samples: int = 1797) -> Record:
@@ -93,7 +95,7 @@ def make_records(seeds: tuple[int, ...] = (0,), methods: tuple[str, ...] = tuple
     for seed in seeds:
         records += [make_record(method, size, seed) for method in methods for size in QUALITY[method]]
         records += [make_record("ofa_joint", None, seed)] if "ofa" in methods else []
-    return [*with_scores(records), make_record("floor", None), make_record("noise", None)]
+    return [*records, make_record("floor", None), make_record("noise", None)]
 
 
 def make_cifar10_record(method: str, size: float | None, seed: int = 0, *, weights: str = "ema", **changes: Any) -> Record:
@@ -134,13 +136,20 @@ def make_scores(records: list[Record], method: str, pflop: float = 0.0008, hours
 
 
 def with_scores(records: list[Record]) -> list[Record]:
-    """Returns the records with those of the scoring passes that they list, done for nothing where a test says nothing else."""
+    """Returns the records as they lie on a disk: with the scoring passes of their methods, done for nothing where a test has none."""
+    records = [dict(record) for record in records]
+    for record in records:
+        cell, known = record["cell"], METHODS.get(record["cell"]["method"])
+        if known:
+            delivered = known.delivered_by(Cell(method=cell["method"], size=cell["size"], seed=cell["seed"]))
+            record["delivered_by"] = record["delivered_by"] or [needed.name for needed in delivered]
     listed = {name for record in records for name in record["delivered_by"]} - {record["cell"]["name"] for record in records}
     made = []
     for name in sorted(name for name in listed if "_scores-" in name):
         method, _, seed = name.rpartition("-seed")
         training = {"images": 1024, "train_pflop": 0.0, "scoring_pflop": 0.0, "timesteps": 100}
-        cost = _cost(dict.fromkeys(JOINT_PHASES, 0.0))
+        machine = next(record["cost"] for record in records if name in record["delivered_by"])
+        cost = machine | {"phases_device_hours": dict.fromkeys(JOINT_PHASES, 0.0), "device_hours": 0.0}
         made.append(make_record(method, None, int(seed), training=training, quality=None, cost=cost, variant=variant_of(method)))
     return [*records, *made]
 
@@ -159,7 +168,7 @@ def busy(record: Record) -> Record:
 
 def write_records(folder: Path, records: list[Record], *, strips: bool = False) -> Path:
     """Writes records, and for each one a strip of 16 images of 8 x 8 if asked to, and returns the folder."""
-    for number, record in enumerate(records):
+    for number, record in enumerate(with_scores(records)):
         name, written = record["cell"]["name"], record
         if strips and not record["cell"]["method"].endswith(("_joint", "_scores")) and record["status"] == "done":
             pixels = np.random.default_rng(number).integers(0, 255, (8, 16 * 8), dtype=np.uint8)

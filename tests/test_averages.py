@@ -20,11 +20,12 @@ def rival(seed, **cost):
     record = make_record("diff_pruning", 0.5, seed, delivered_by=[f"diff_pruning_scores-seed{seed}"])
     record["quality"] = quality([8.0 + seed, 8.5 + 2 * seed])
     record["cost"] |= {"device_hours": 0.0281 - 0.001 * seed} | cost
+    record["cost"]["phases_device_hours"] = {"train": record["cost"]["device_hours"]}
     other = make_record("diff_pruning", 0.25, seed, delivered_by=[f"diff_pruning_scores-seed{seed}"])
     other["quality"] = quality([1e6, 1e6])  # too bad for anybody's rival
     passed = {"images": 100, "train_pflop": 0.001, "scoring_pflop": 0.001}
     scores = make_record("diff_pruning_scores", None, seed, quality=None, training=passed)
-    scores["cost"] |= {"device_hours": 0.004 + 0.0001 * seed}
+    scores["cost"] |= {"device_hours": 0.004 + 0.0001 * seed, "phases_device_hours": {"importance": 0.004 + 0.0001 * seed}}
     return [record, other, scores]
 
 

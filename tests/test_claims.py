@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from record_factory import SIZES, busy, make_record, make_scores, quality, variant_of, with_scores
+from record_factory import SIZES, busy, make_record, make_scores, quality, variant_of, write_records
 from scipy import stats
 
 from paper_figures import claims, evidence, evidence_plots, evidence_tables
@@ -54,7 +54,7 @@ def records_of(factors, seeds=SEEDS):
                     joint
                     | {"cell": joint["cell"] | {"name": f"{method}_joint-seed{seed}", "method": f"{method}_joint"}, "variant": variant}
                 )
-    return with_scores(records)
+    return records
 
 
 WHOLE = {
@@ -205,8 +205,7 @@ def test_hours_of_several_machines_are_refused_and_work_is_not():
 
 def test_the_command_that_refuses_says_so_in_one_line_and_draws_the_rest(tmp_path, capsys):
     folder = tmp_path / "digits"
-    for record in on_scale(records_of({"ofa": 1.0, "ofa_open": 1.2, "diff_pruning": 0.7}), "ofa_open", n_samples=500):
-        write_record(folder, record)
+    write_records(folder, on_scale(records_of({"ofa": 1.0, "ofa_open": 1.2, "diff_pruning": 0.7}), "ofa_open", n_samples=500))
     assert main(["--results", str(folder)]) == 2
     found = capsys.readouterr()
     assert found.err.count("\n") == 1 and "samples 1,797 or 500" in found.err
@@ -320,7 +319,7 @@ def test_hours_of_a_busy_machine_are_marked_in_claims_and_ablations():
     assert [key for key, text in zip(shown[""], shown["Estimate"], strict=True) if text.endswith("†")] == ["d1"]
     assert any(note.startswith("†") for note in notes)
     verdicts = dict(zip(shown[""], shown["Verdict"], strict=True))  # hours that may favour a side by chance decide nothing
-    assert verdicts["d1"] == "undecided (other work ran on the machine)" and verdicts["d2"] == "supported"
+    assert verdicts["d1"] == "undecided (other work ran on the machine)" and verdicts["d2"].startswith("supported")
     table, _ = evidence_tables.printable_ablations(Grid(records))
     assert table.loc[0, "Device-hours"].endswith("†") and not table.loc[2, "Device-hours"].endswith("†")
     figure = evidence_plots.quality_vs_cost(Grid(records))
@@ -414,8 +413,7 @@ def test_balance_shows_quality_over_that_of_the_size_trained_alone():
 
 def test_a_grid_without_ablations_has_no_claims(tmp_path, capsys):
     folder = tmp_path / "digits"
-    for record in records_of({"ofa": 1.0, "diff_pruning": 0.7}):
-        write_record(folder, record | {"samples": None})
+    write_records(folder, records_of({"ofa": 1.0, "diff_pruning": 0.7}))
     assert main(["claims", "--results", str(folder)]) == 0
     assert "claims and ablations: left out, no records of any ablation; run `nox -s evidence`" in capsys.readouterr().out
     assert not (folder / "tables").exists()
@@ -425,9 +423,7 @@ def test_a_grid_without_ablations_has_no_claims(tmp_path, capsys):
 def folder(tmp_path_factory):
     """An experiment with every ablation that the tests know."""
     made = tmp_path_factory.mktemp("claims") / "digits"
-    for record in records_of(WHOLE):
-        write_record(made, record)
-    return made
+    return write_records(made, records_of(WHOLE))
 
 
 def test_the_command_prints_the_verdicts_and_writes_the_same_bytes_twice(folder, capsys):
@@ -505,6 +501,6 @@ def test_networks_of_other_bases_at_a_seed_are_not_compared():
     with pytest.raises(ReproError, match="at seed 2 the networks of ofa and diff_pruning differ in base aaaaaaaa or bbbbbbbb"):
         Grid(records).log_ratios("ofa", "diff_pruning")
     for record in records:
-        if record["base"]:
+        if record.get("base"):
             record["base"]["sha256"] = "a" * 64
     assert len(Grid(records).log_ratios("ofa", "diff_pruning")) == 3

@@ -150,7 +150,9 @@ def test_training_overhead_is_every_phase_but_start_and_evaluate():
 
 
 def test_record_survives_writing_and_reading(tmp_path):
-    record = record_named(quality={"metric": "fid", "n_samples": 2, "mean": 1 / 3, "values": [2 / 3 - 2e-7, 2e-7]}, reason=None, text="Fréchet")
+    record = record_named(
+        quality={"metric": "fid", "n_samples": 2, "mean": 1 / 3, "values": [2 / 3 - 2e-7, 2e-7]}, reason=None, text="Fréchet"
+    )
     path = write_record(tmp_path, record)
     assert path == tmp_path / "base-1-seed0.json" == record_path(tmp_path, "base-1-seed0")
     assert read_record(path) == record

@@ -38,7 +38,7 @@ CELLS = (
 )
 KEYS = {
     *("schema_version", "experiment", "trial", "cell", "status", "reason", "delivered_by", "starts_from", "base"),
-    *("variant", "size", "training", "quality", "latency", "samples", "cost", "provenance"),
+    *("variant", "size", "training", "quality", "latency", "samples", "cost", "provenance", "sha256"),
 }
 PHASES = {"start", "prepare", "importance", "train", "checkpoint", "lost", "evaluate"}
 SIZED = [name for name in CELLS if name.count("-") == 2]
@@ -109,7 +109,7 @@ def test_every_cell_is_done_and_nothing_else_is_written(flow):
 def test_record_is_complete(flow, name):
     record = flow.records[name]
     assert set(record) == KEYS
-    assert record["schema_version"] == 1
+    assert record["schema_version"] == 2
     assert record["trial"] is True
     assert record["reason"] is None
     assert record["cell"]["name"] == name
@@ -356,7 +356,9 @@ def test_extracted_subnet_is_loaded_and_sampled_as_its_card_says(flow, extracted
     params = flow.records["ofa-0.5-seed0"]["size"]["params"]
     assert f"| {params:,} of the base's 44,969 |" in card
     assert f"fid_classifier {flow.records['ofa-0.5-seed0']['quality']['mean']:.2f}" in card
-    assert not [path for path in extracted.rglob("*") if path.is_file() and path.suffix not in (".safetensors", ".json", ".md", ".png")]
+    assert not [
+        path for path in extracted.rglob("*") if path.is_file() and path.suffix not in (".safetensors", ".json", ".md", ".png", ".py")
+    ]
 
 
 def test_extracted_subnet_computes_what_the_supernet_does_bit_for_bit(flow, extracted):
