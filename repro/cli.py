@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from repro.arguments import DEFAULT_METHODS, DEFAULT_PLACES, Verb, parser
+from repro.arguments import DEFAULT_CONFIG, DEFAULT_METHODS, DEFAULT_PLACES, Verb, parser
 from repro.config import load_config
 from repro.ending import ended
 from repro.errors import ReproError
@@ -190,11 +190,17 @@ def _sizes(options: argparse.Namespace) -> int:
     if options.network:
         from repro.network_sizes import describe_network
 
-        if options.baselines:
-            raise ReproError("--baselines: goes with --config; a network of its own is not pruned")
+        unread = {"--config": options.config, "--set": options.set, "--baselines": options.baselines}
+        for flag, given in unread.items():
+            if given:
+                raise ReproError(f"{flag}: goes without --network, whose sizes follow from its own file; leave one of the two out")
         _quiet()
-        print(describe_network(options.network, only=options.sizes, rule=options.allocation, as_json=options.json))
+        about = {"only": options.sizes, "rule": options.allocation, "as_json": options.json, "sample_size": options.sample_size}
+        print(describe_network(options.network, **about))
         return 0
+    if options.sample_size:
+        raise ReproError("--sample-size: goes with --network; a configuration's is --set network.sample_size=...")
+    options.config = options.config or DEFAULT_CONFIG
     if options.allocation:
         options.set.append(f'allocation.rule="{options.allocation}"')
     experiment = _experiment(options)

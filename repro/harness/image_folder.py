@@ -224,7 +224,8 @@ def _image(path: Path, channels: int, size: int) -> bytes:
 
 def _check_kind(path: Path, image: Image.Image) -> None:
     """Refuses what Pillow would cut down without a word: to 8 bits a channel, or to the first of several frames."""
-    stored = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""
+    tiles = getattr(image, "tile", [])  # how each part of a file is stored, in Pillow's words
+    stored = str(tiles[0][3]) if image.format == "PNG" and tiles else ""
     mode = stored if stored in DEEP else image.mode
     if mode.startswith(("I", "F")) or mode in DEEP:
         raise ReproError(f"{path}: has more than 8 bits a channel (Pillow's mode {mode}); convert it or take it out of data.folder")
