@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from repro.arguments import DEFAULT_CONFIG, DEFAULT_METHODS, DEFAULT_PLACES, Verb, parser
 from repro.config import load_config
 from repro.ending import ended
-from repro.errors import ReproError
+from repro.errors import INTERRUPTED, ReproError
 from repro.harness.environment import set_for_cublas
 from repro.program import MODULE, Program
 from repro.sections import check
@@ -46,7 +46,9 @@ def main(
         options = parser(VERBS, program=program, default=default).parse_args(arguments, given)
         return int(options.verb(options))
 
-    return ended(command)
+    words = sys.argv[1:] if arguments is None else arguments
+    cut_short = words[:1] == ["run"] and {"-h", "--help"}.isdisjoint(words)  # what is not done yet is gone on with by the same command
+    return ended(command, unread=INTERRUPTED if cut_short else 0)
 
 
 def _run(options: argparse.Namespace) -> int:
