@@ -7,10 +7,12 @@ from typing import TypeVar
 
 from repro.config import SHIPPED
 from repro.program import MODULE, Program
+from repro.sections import MOST_CHANNELS
 
 Number = TypeVar("Number", int, float)
 NETWORKS = ", ".join(sorted(path.stem for path in (SHIPPED / "networks").glob("*.json")))
 Verb = Callable[[argparse.Namespace], int]
+DEFAULT_CONFIG = "digits"
 DEFAULT_METHODS = ("floor", "noise", "base", "untrained", "untrained_random", "ofa", "diff_pruning", "random")
 EPILOG = """examples:
   python -m repro run                                     the whole comparison on handwritten digits, about 15 minutes on two cores
@@ -59,7 +61,10 @@ def parser(
         verb = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=EXIT_CODES)
         verb.set_defaults(verb=function)
         verb.add_argument(
-            "--config", default="digits", metavar="NAME", help=f"a shipped configuration ({shipped}) or the path of a TOML file"
+            "--config",
+            default=None if name == "sizes" else DEFAULT_CONFIG,  # None: not given, beside --network
+            metavar="NAME",
+            help=f"a shipped configuration ({shipped}) or the path of a TOML file (default: {DEFAULT_CONFIG})",
         )
         verb.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated")
         verb.add_argument(
@@ -113,6 +118,7 @@ def _add_options(name: str, verb: argparse.ArgumentParser, default: Sequence[str
         verb.add_argument("--baselines", action="store_true", help="prune to the reported sizes too, and show published networks beside")
         verb.add_argument("--json", action="store_true", help="print JSON, with the width of every layer that a size narrows")
         verb.add_argument("--network", metavar="NAME", help=f"a network in place of --config's: {NETWORKS}, or a folder of diffusers")
+        verb.add_argument("--sample-size", type=_sides, metavar="S|HxW", help="with --network: the images or latents that MACs count on")
     if name == "choose":
         for flag, unit in (("params", "parameters"), ("macs", "MACs of one image")):
             verb.add_argument(f"--max-{flag}", type=_quantity, metavar="N", help=f"the most {unit}, such as 20M or 3.4G")
@@ -128,6 +134,14 @@ def _add_options(name: str, verb: argparse.ArgumentParser, default: Sequence[str
         verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
         verb.add_argument("--seed", type=int, default=0, metavar="K", help="the seed of the joint training run (default: 0)")
         verb.add_argument("--onnx", action="store_true", help="put an ONNX file beside it, checked against torch in onnxruntime")
+
+
+def _sides(text: str) -> tuple[int, int]:
+    """Reads the size of an image, such as 64 or 64x96."""
+    sides = text.lower().replace(" ", "").split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() and 1 <= int(side[:9]) <= MOST_CHANNELS for side in sides):
+        raise argparse.ArgumentTypeError(f"'{text}' is no size of an image; write it as 64 or 64x96, height first")
+    return int(sides[0]), int(sides[-1])
 
 
 def _quantity(text: str) -> float:

@@ -11,10 +11,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from repro.arguments import DEFAULT_METHODS, DEFAULT_PLACES, Verb, parser
+from repro.arguments import DEFAULT_CONFIG, DEFAULT_METHODS, DEFAULT_PLACES, Verb, parser
 from repro.config import load_config
 from repro.ending import ended
-from repro.errors import ReproError
+from repro.errors import INTERRUPTED, ReproError
 from repro.harness.environment import set_for_cublas
 from repro.program import MODULE, Program
 from repro.sections import check
@@ -46,7 +46,9 @@ def main(
         options = parser(VERBS, program=program, default=default).parse_args(arguments, given)
         return int(options.verb(options))
 
-    return ended(command)
+    words = sys.argv[1:] if arguments is None else arguments
+    cut_short = words[:1] == ["run"] and {"-h", "--help"}.isdisjoint(words)  # what is not done yet is gone on with by the same command
+    return ended(command, unread=INTERRUPTED if cut_short else 0)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -190,11 +192,17 @@ def _sizes(options: argparse.Namespace) -> int:
     if options.network:
         from repro.network_sizes import describe_network
 
-        if options.baselines:
-            raise ReproError("--baselines: goes with --config; a network of its own is not pruned")
+        unread = {"--config": options.config, "--set": options.set, "--baselines": options.baselines}
+        for flag, given in unread.items():
+            if given:
+                raise ReproError(f"{flag}: goes without --network, whose sizes follow from its own file; leave one of the two out")
         _quiet()
-        print(describe_network(options.network, only=options.sizes, rule=options.allocation, as_json=options.json))
+        about = {"only": options.sizes, "rule": options.allocation, "as_json": options.json, "sample_size": options.sample_size}
+        print(describe_network(options.network, **about))
         return 0
+    if options.sample_size:
+        raise ReproError("--sample-size: goes with --network; a configuration's is --set network.sample_size=...")
+    options.config = options.config or DEFAULT_CONFIG
     if options.allocation:
         options.set.append(f'allocation.rule="{options.allocation}"')
     experiment = _experiment(options)

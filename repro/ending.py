@@ -7,8 +7,13 @@ from collections.abc import Callable
 from repro.errors import INTERRUPTED, InterruptionError, ReproError
 
 
-def ended(command: Callable[[], int]) -> int:
-    """Runs a command and returns its exit code."""
+def ended(command: Callable[[], int], *, unread: int = 0) -> int:
+    """Runs a command and returns its exit code.
+
+    Args:
+        command: What is run.
+        unread: The exit code where nobody reads on: 0 for a command that only shows something, another for one that is cut short by it.
+    """
     try:
         try:
             return _told(command)
@@ -16,7 +21,7 @@ def ended(command: Callable[[], int]) -> int:
             sys.stdout.flush()  # now: at exit nobody could catch what it raises
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing more may be written to it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return unread
 
 
 def _told(command: Callable[[], int]) -> int:

@@ -9,6 +9,7 @@ from repro.harness.cells import Cell, Experiment, Product, base_cell, scores_cel
 from repro.harness.clock import Clock
 from repro.harness.cost import count_macs, train_pflop
 from repro.harness.denoiser import build_base, set_dropout
+from repro.harness.evaluation import check_images
 from repro.harness.experiment import load_model, load_tensors
 from repro.harness.pretrained import load_pretrained
 from repro.harness.progress import CellProgress
@@ -98,6 +99,7 @@ def make_floor(experiment: Experiment, cell: Cell, _clock: Clock, _report: CellP
     """Sets one half of the real images against the other: the least that a distance of so few images can be."""
     pixels = experiment.images.pixels[: experiment.config.evaluation.reference_images or None]
     order = torch.randperm(len(pixels), generator=generator(torch.device("cpu"), "floor", cell.seed))
+    check_images(experiment.config.evaluation, experiment.images, halved=True)
     half = len(pixels) // 2
     return Product(pixels=(pixels[order[:half]], pixels[order[half : 2 * half]]))
 

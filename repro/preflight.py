@@ -8,7 +8,7 @@ from pathlib import Path
 
 from repro.errors import ReproError
 from repro.estimate import Estimate, disk_gb
-from repro.harness import distributed
+from repro.harness import classifier, distributed, evaluation
 from repro.harness.arithmetic import check_threads
 from repro.harness.cells import Cell, Experiment, base_cell
 from repro.harness.cost import count_params
@@ -57,6 +57,7 @@ def preflight(experiment: Experiment, cells: list[Cell], *, yes: bool) -> float:
     _check_disk(experiment, work, todo)
     images = experiment.images
     say(f"data: {images.name}, {len(images):,} images, sha256 {images.sha256[:16]}")
+    _check_images(experiment, todo)
     _check_weights(experiment, todo)
     return unpaid
 
@@ -125,6 +126,16 @@ def _check_disk(experiment: Experiment, work: list[Stage], cells: list[Cell]) ->
 def _existing(folder: Path) -> Path:
     """Returns the nearest folder that is there already."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+
+
+def _check_images(experiment: Experiment, cells: list[Cell]) -> None:
+    """Makes sure that there are images enough for the metric, and labels where it needs them."""
+    judged = [cell for cell in cells if experiment.method_of(cell).judged]
+    if judged:
+        config, images = experiment.config, experiment.images
+        evaluation.check_images(config.evaluation, images, halved=any(cell.method == "floor" for cell in judged))
+        if config.evaluation.metric == "fid_classifier":
+            classifier.check_images(images, config.classifier)
 
 
 def _check_weights(experiment: Experiment, cells: list[Cell]) -> None:

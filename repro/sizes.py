@@ -1,5 +1,6 @@
 """What each size realises: the answer of `python -m repro sizes`."""
 
+import dataclasses
 import json
 import tomllib
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ import torch
 
 from baselines import criteria
 from baselines.pruning import prune_to_params
+from repro.config import changed
 from repro.errors import ReproError
-from repro.harness.cells import Experiment, base_cell
+from repro.harness.cells import Experiment, base_cell, with_size
 from repro.harness.cost import count_macs, count_macs_torch_pruning, count_params
 from repro.harness.denoiser import build_base, channel_widths
 from repro.harness.distributed import device
@@ -21,7 +23,7 @@ from repro.harness.progress import say
 from repro.ofa.accounting import params_at
 from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
-from repro.planning import equal_importance, plan_of, score_base
+from repro.planning import check_sizes, equal_importance, plan_of, score_base
 from repro.size_text import size_text
 
 FOOTNOTE = "* evaluated and reported. MACs: one forward pass on one image, with attention's matrix products, and without."
@@ -42,11 +44,10 @@ def describe_sizes(experiment: Experiment, *, only: Sequence[float] | None, prun
         as_json: Whether to return JSON.
 
     Raises:
-        ReproError: A size is not a trained one.
+        ReproError: A size is not a trained one; the message says which are, and how this one becomes one, where the plan can reach it.
     """
     for asked in only or []:
-        if asked not in experiment.config.sizes.trained:
-            raise ReproError(f"--sizes {size_text(asked)}: not a trained size; add it with --set sizes.trained")
+        _check_trained(experiment, asked)
     config = experiment.config
     cell = base_cell(config, 0)
     if is_made(experiment, cell):
@@ -82,6 +83,19 @@ def describe_sizes(experiment: Experiment, *, only: Sequence[float] | None, prun
         return json.dumps(content | ({"baselines": baselines} if pruned else {}), indent=2)
     columns = _line("P", "realised", "params", "MACs", "conv+linear", "pipe widths, in the order of the network")
     return "\n".join([heading, "", columns, *map(_row, rows), "", FOOTNOTE, *_pruned_lines(baselines)])
+
+
+def _check_trained(experiment: Experiment, asked: float) -> None:
+    trained = experiment.config.sizes.trained
+    if not 0 < asked <= 1:
+        raise ReproError(f"--sizes {size_text(asked)}: a size must lie in (0, 1]")
+    if asked not in trained:
+        check_sizes(dataclasses.replace(experiment, config=changed(experiment.config, {"sizes.trained": (*trained, asked)})))
+        known = ", ".join(map(size_text, trained))
+        raise ReproError(
+            f"--sizes {size_text(asked)}: not a trained size ({known}); name one of these, or add it: "
+            f"{with_size('sizes.trained', trained, asked)}"
+        )
 
 
 def _pruned_row(experiment: Experiment, size: float) -> dict[str, Any]:

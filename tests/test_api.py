@@ -1,6 +1,7 @@
 """A script has the command line's verbs, messages and exit codes; and a reader that leaves early ends a command quietly."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,14 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly(command):
     line = f"{sys.executable} -m {command} | true; exit ${{PIPESTATUS[0]}}"  # nobody reads by the time that it prints
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_run_whose_reader_has_gone_is_not_done(tmp_path):
+    words = ["repro", "run", "--config", str(ROOT / "tests" / "tiny.toml"), "--methods", "floor", *places(tmp_path)]
+    line = f"{sys.executable} -m {shlex.join(map(str, words))} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 75 and "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("floor-seed0.json"))
 
 
 def test_the_state_of_every_cell_is_told_without_torch(tmp_path):

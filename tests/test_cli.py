@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pty
+import shlex
 import signal
 import socket
 import subprocess
@@ -227,7 +228,28 @@ def test_published_networks_of_about_the_same_size_stand_beside():
 
 
 def test_a_size_that_is_not_trained_is_not_shown(tmp_path):
-    assert "--sizes 0.3: not a trained size" in refusal(repro("sizes", "--sizes", "0.3", *folders(tmp_path)))
+    line = refusal(repro("sizes", "--sizes", "0.3", *folders(tmp_path)))
+    said, _, remedy = line.rpartition(", or add it: ")
+    assert said == "error: --sizes 0.3: not a trained size (1, 0.75, 0.5, 0.25); name one of these"
+    done = repro("sizes", "--sizes", "0.3", *shlex.split(remedy), *folders(tmp_path))
+    assert done.returncode == 0 and any(row.split()[:1] == ["0.3"] for row in done.stdout.splitlines())
+    unreachable = refusal(repro("sizes", "--sizes", "0.05", *folders(tmp_path)))
+    assert "size 0.05: the plan cannot reach it" in unreachable and "--set" not in unreachable
+
+
+def test_a_size_that_is_not_reported_is_added_by_the_command_that_is_told(tmp_path):
+    for size, keys in (("0.25", 1), ("0.3", 2)):  # trained already, and not
+        line = refusal(repro("status", "--methods", "ofa", "--sizes", size, *folders(tmp_path)))
+        remedy = shlex.split(line.rpartition(", or add it: ")[2])
+        assert remedy.count("--set") == keys
+        done = repro("status", "--methods", "ofa", "--sizes", size, *remedy, *folders(tmp_path))
+        assert done.returncode == 0 and f"ofa-{size}-seed0" in done.stdout
+
+
+def test_extracting_before_training_names_the_whole_command(tmp_path):
+    line = refusal(repro("extract", "--size", "0.5", "--seed", "3", "--out", tmp_path / "out", *folders(tmp_path)))
+    command = line.partition("run `")[2].partition("`")[0]
+    assert f"--runs {tmp_path / 'runs'}" in command and command.endswith("--methods ofa_joint --seeds 3")
 
 
 def test_size_that_the_plan_cannot_reach_is_refused_with_the_smallest_that_it_can(tmp_path):

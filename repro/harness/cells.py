@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -326,9 +327,9 @@ def plan_cells(experiment: Experiment, names: list[str], sizes: list[float] | No
         if asked not in config.sizes.reported:
             known, near = ", ".join(map(size_text, config.sizes.reported)), _nearest(asked, config.sizes.reported)
             remedy = f"write --sizes {size_text(near)}" if near else "name one of these"
-            raise ReproError(
-                f"--sizes {size_text(asked)}: not among the reported sizes ({known}); {remedy}, or add it with --set sizes.reported"
-            )
+            keys = ("reported",) if asked in config.sizes.trained else ("trained", "reported")
+            added = " ".join(with_size(f"sizes.{key}", getattr(config.sizes, key), asked) for key in keys)
+            raise ReproError(f"--sizes {size_text(asked)}: not among the reported sizes ({known}); {remedy}, or add it: {added}")
     cells: dict[Cell, None] = {}
 
     def add(cell: Cell) -> None:
@@ -342,6 +343,11 @@ def plan_cells(experiment: Experiment, names: list[str], sizes: list[float] | No
                 for seed in seeds:
                     add(base_cell(config, seed) if name == BASE else Cell(method=name, size=size, seed=seed))
     return list(cells)
+
+
+def with_size(key: str, sizes: tuple[float, ...], size: float) -> str:
+    """Returns the words of a command that add a size to those of a key."""
+    return shlex.join(["--set", f"{key}=[{', '.join(map(str, (*sizes, size)))}]"])
 
 
 def _nearest(asked: float, sizes: tuple[float, ...]) -> float | None:

@@ -18,12 +18,14 @@ from torchvision.datasets.utils import check_integrity, download_url
 
 from repro.errors import ReproError, storage_error
 from repro.harness.lock import one_at_a_time
+from repro.harness.placeholders import refuse_placeholder
 from repro.harness.places import Places
 from repro.harness.reading import open_regular
 
 Split = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]  # pixels [N, 32, 32, 3], labels [N]
 
 COPIES = f"{CIFAR10.base_folder}/, {CIFAR10.filename}, or train.npz and test.npz"
+CLASSES = 10
 MOST_BYTES = 2**31  # of a copy's arrays; CIFAR-10 has 184 MB
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # All that an array in a batch is made of, under the names that the numpy of 2009 gave it. numpy makes its own helper hard to name.
@@ -45,6 +47,9 @@ def read_cifar10(places: Places) -> tuple[Split, Split, bool]:
     """
     root = places.data_root
     try:
+        if root is not None:
+            batches = [folder / name for folder in (root, root / CIFAR10.base_folder) for name, _ in CIFAR10.train_list + CIFAR10.test_list]
+            refuse_placeholder(root / CIFAR10.filename, root / "train.npz", root / "test.npz", *batches)
         if root is None:
             return *_from_archive(_downloaded(places.cache / "data")), True
         for folder in (root / CIFAR10.base_folder, root):
@@ -151,6 +156,8 @@ def _from_npz(path: Path) -> Split:
     except (ValueError, KeyError, EOFError, TypeError, AttributeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ReproError(f"{path}: not a readable npz file with the arrays images and labels ({error}); name another copy") from error
     fits = pixels.shape == (len(pixels), 32, 32, 3) and labels.shape == (len(pixels),) and len(pixels) > 0
+    if fits and labels.dtype.kind in "iu" and not (labels.min() >= 0 and labels.max() < CLASSES):
+        raise ReproError(f"{path}: labels lie in [{labels.min()}, {labels.max()}]; they must lie in [0, {CLASSES - 1}]")
     if not fits or pixels.dtype != np.uint8 or labels.dtype.kind not in "iu":
         raise ReproError(
             f"{path}: images are {pixels.dtype} {list(pixels.shape)} and labels {labels.dtype} {list(labels.shape)}; "

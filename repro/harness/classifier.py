@@ -4,6 +4,7 @@ Inception's features mean nothing on 8x8 digits, and its weights are not always 
 """
 
 import hashlib
+import itertools
 import json
 import shutil
 from dataclasses import asdict, dataclass
@@ -102,8 +103,9 @@ def classifier_for(images: Images, settings: Settings, cache: Path, report: Repo
 
     Raises:
         RunError: It labels fewer images that it has not seen right than the configuration asks for.
-        ReproError: The images have no labels, or the cached file is damaged.
+        ReproError: The images have no labels or are too few, or the cached file is damaged.
     """
+    check_images(images, settings)
     if settings.sha256:
         return _shipped(images, settings)
     labels = hashlib.sha256(images.labels.numpy().tobytes()).hexdigest()
@@ -201,11 +203,10 @@ def train_classifier(images: Images, settings: Settings, report: Reporter, folde
         folder: Keeps the checkpoint until the training is done; None keeps nothing.
 
     Raises:
-        ReproError: The images have no labels, or are too small to be shifted as far as configured.
+        ReproError: The images have no labels, or are too few, or too small to be shifted as far as configured.
     """
+    check_images(images, settings)
     classes = _count_classes(images)
-    if settings.crop_padding >= min(images.pixels.shape[2:]):
-        raise ReproError(f"classifier.crop_padding: {settings.crop_padding} shifts the images out of themselves; make it smaller")
     training, unseen = _split(images, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("classifier weights", settings.seed))
@@ -230,10 +231,38 @@ def train_classifier(images: Images, settings: Settings, report: Reporter, folde
 
 
 def _count_classes(images: Images) -> int:
-    classes = int(images.labels.max()) + 1
-    if classes < 2:
-        raise ReproError(f"evaluation.metric: fid_classifier needs labelled images, and those of {images.name} have one label; use fid")
-    return classes
+    if len(images.labels.unique()) < 2:
+        by_folder = "put those of each label into a folder of its own in data.folder, or " if images.files_sha256 else ""
+        raise ReproError(
+            f"evaluation.metric: fid_classifier needs labelled images, and those of {images.name} have one label; {by_folder}use fid or "
+            "fid768"
+        )
+    return int(images.labels.max()) + 1
+
+
+def check_images(images: Images, settings: Settings) -> None:
+    """Makes sure that a classifier can be trained on images, and its accuracy measured on others.
+
+    Raises:
+        ReproError: They have one label or are too few; the message says how many are needed.
+    """
+    _count_classes(images)
+    labels = len(images.labels.unique())
+    if settings.crop_padding >= min(images.pixels.shape[2:]):
+        raise ReproError(f"classifier.crop_padding: {settings.crop_padding} shifts the images out of themselves; make it smaller")
+    if images.test is not None:
+        return
+    needed = next(count for count in itertools.count(labels) if _held_out(count, settings) and count - _held_out(count, settings) >= labels)
+    if len(images) < needed:
+        raise ReproError(
+            f"evaluation.metric: the classifier of fid_classifier needs at least {needed} images, for {labels} labels and "
+            f"classifier.held_out = {settings.held_out:g}; {images.name} has {len(images)}: add some, or use fid or fid768"
+        )
+
+
+def _held_out(count: int, settings: Settings) -> int:
+    """Returns how many of some images are not trained on."""
+    return round(settings.held_out * count)
 
 
 def _budget(settings: Settings) -> Training:
@@ -253,7 +282,7 @@ def _split(images: Images, settings: Settings) -> tuple[tuple[Tensor, Tensor], t
     if images.test is not None:
         return (images.pixels, images.labels), (images.test.pixels, images.test.labels)
     order = torch.randperm(len(images), generator=generator(torch.device("cpu"), "held out", settings.seed))
-    held_out, kept = order.split([round(settings.held_out * len(images)), len(images) - round(settings.held_out * len(images))])
+    held_out, kept = order.tensor_split([_held_out(len(images), settings)])
     return (images.pixels[kept], images.labels[kept]), (images.pixels[held_out], images.labels[held_out])
 
 

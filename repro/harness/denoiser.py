@@ -31,6 +31,7 @@ from repro.harness.architecture import (
     unet_arguments,
 )
 from repro.harness.narrowed import MODULE, PrunedDiT2DModel, PrunedUNet2DModel, Widths, channel_widths, try_out
+from repro.harness.placeholders import refuse_placeholder
 from repro.harness.weights import WEIGHTS, load_weights, weight_files
 from repro.networks import Denoiser, Network
 
@@ -170,6 +171,7 @@ def load_denoiser(folder: Path) -> PrunedDenoiser:
         ReproError: The folder holds no such network, or a damaged one.
     """
     place = folder if (folder / NETWORK_CONFIG).is_file() else folder / NETWORK
+    refuse_placeholder(place / NETWORK_CONFIG, *sorted(place.glob("*.safetensors")))
     try:
         name, settings = read_settings(place / NETWORK_CONFIG, *READERS)
         narrowed, arguments_of = READERS[name]

@@ -16,6 +16,7 @@ from repro.harness import distributed
 from repro.harness.arithmetic import laid_out
 from repro.harness.cells import Cell, Experiment
 from repro.harness.classifier import classifier_for
+from repro.harness.data import Images
 from repro.harness.diffusion import image_noise, predictor, sample_pixels, sampling_timesteps
 from repro.harness.fid import (
     KID_SUBSETS,
@@ -33,6 +34,7 @@ from repro.harness.sealed import DamagedError, read_sealed, write_sealed
 from repro.harness.storage import write_atomically
 
 STRIP_IMAGES = 16
+LEAST_IMAGES = 2  # of a set that is compared with another
 
 
 def draw_samples(experiment: Experiment, model: nn.Module, cell: Cell, digest: str, report: CellProgress) -> list[Tensor]:
@@ -67,6 +69,28 @@ def draw_samples(experiment: Experiment, model: nn.Module, cell: Cell, digest: s
     if any(batch is None for batches in sets.values() for batch in batches):
         raise ReproError(f"{folder}: samples changed while they were drawn; run the command again")
     return [torch.cat([batch for batch in batches if batch is not None]) for batches in sets.values()]
+
+
+def check_images(settings: Evaluation, images: Images, *, halved: bool) -> None:
+    """Makes sure that there are images enough to judge against, before anything is computed.
+
+    Args:
+        settings: The section of the configuration.
+        images: The training images.
+        halved: Whether one half of them is judged against the other, too.
+
+    Raises:
+        ReproError: There are too few, or fewer than `reference_images`.
+    """
+    count = settings.reference_images
+    if count > len(images):
+        raise ReproError(f"evaluation.reference_images: {count:,}, and {images.name} has {len(images):,}; ask for fewer, or 0 for all")
+    needed, why = LEAST_IMAGES, "a covariance takes two"
+    if halved:
+        needed, why = 2 * LEAST_IMAGES, "the method floor sets one half against the other, and a covariance takes two"
+    if (count or len(images)) < needed:
+        key = "evaluation.reference_images" if count else f"data.name: {images.name}"
+        raise ReproError(f"{key}: {count or len(images)} images are too few, at least {needed} are needed: {why}")
 
 
 def judge(experiment: Experiment, sets: list[Tensor], reference: Tensor, report: CellProgress, *, sampled: bool) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from repro.errors import ReproError, storage_error
 from repro.harness.fid import FeatureLayer
 from repro.harness.lock import one_at_a_time
+from repro.harness.placeholders import refuse_placeholder
 from repro.harness.places import Places
 from repro.harness.progress import say
 from repro.harness.storage import sha256_of_file
@@ -66,6 +67,7 @@ def inception_layer(metric: str, places: Places) -> FeatureLayer:
         with one_at_a_time(path):
             if not path.exists():
                 _download(path)
+    refuse_placeholder(path)
     try:
         sha256 = sha256_of_file(path)
     except OSError as error:

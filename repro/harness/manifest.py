@@ -147,7 +147,7 @@ def _parsed(experiment: Experiment, cell: Cell) -> Manifest:
         manifest = Manifest(**said)
     except FileNotFoundError as error:
         raise ReproError(
-            f"{folder}: nothing there; run `{experiment.program.typed} run {experiment.source} --methods {cell.method}` first"
+            f"{folder}: nothing there; run `{experiment.program.typed} run {experiment.source} {' '.join(cell.words())}` first"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReproError(f"{path}: not readable ({error}); {remedy(folder)}") from error

@@ -16,6 +16,7 @@ from repro.config import Config
 from repro.errors import ReproError
 from repro.harness.cells import Product
 from repro.harness.denoiser import build_base
+from repro.harness.placeholders import refuse_placeholder
 from repro.harness.storage import sha256_of_file, write_atomically
 from repro.harness.weights import load_weights
 
@@ -36,6 +37,7 @@ def shipped_file(sha256: str, key: str) -> Path:
     found = sorted(SHIPPED.glob(f"*-{sha256[:PREFIX]}.safetensors"))
     if not found:
         raise ReproError(f"{key}: no file of hash {sha256[:PREFIX]}... lies in {SHIPPED}; install the package anew, or change the key")
+    refuse_placeholder(found[0])
     if (actual := sha256_of_file(found[0])) != sha256:
         raise ReproError(f"{found[0]}: damaged, its SHA-256 is {actual}, {key} says {sha256}; install the package anew")
     return found[0]
