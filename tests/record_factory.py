@@ -1,6 +1,8 @@
 """Plausible records of a small experiment, for tests of whatever reads records."""
 
 import copy
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +108,7 @@ def make_cifar10_record(method: str, size: float | None, seed: int = 0, *, weigh
     judged |= {"sampler": None if method == "floor" else sampler | {key: changes.pop(key) for key in sampler if key in changes}}
     config = {"data": {"name": "cifar10"}, "network": {"sample_size": 32}}
     record = make_record(method, size, seed, experiment="cifar10", quality=judged | changes)
-    record["provenance"]["config"] = config
+    record["provenance"] |= {"config": config, "config_sha256": hash_of(config)}
     record["base"] = {"source": "path", "weights": weights, "sha256": "b" * 64} if size else None
     if size:
         params, macs = round(CIFAR10_PARAMS * (0.13 + 0.87 * size)), round(CIFAR10_MACS * (0.177 + 0.823 * size))
@@ -158,6 +160,21 @@ def variant_of(method: str) -> Record | None:
     """Returns what the record of a known method says of the method that it varies."""
     known = METHODS[method].variant
     return None if known is None else {"of": known.of, "factor": known.factor, "label": known.label, "changes": {}}
+
+
+def hash_of(config: Record) -> str:
+    """Returns the hash of a configuration as a record holds it."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def rewrite(path: Path, *, config: Record | None = None, **changes: Any) -> Record:
+    """Writes a record anew with other values, so that it is whole; `config` replaces sections of its configuration."""
+    record = json.loads(path.read_text()) | changes
+    if config:
+        merged = record["provenance"]["config"] | config
+        record["provenance"] |= {"config": merged, "config_sha256": hash_of(merged)}
+    write_record(path.parent, record)
+    return record
 
 
 def busy(record: Record) -> Record:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import safetensors.torch
 import torch
 from diffusers.utils import hub_utils
 from PIL import Image
+from record_factory import rewrite
 from torch import nn
 
 from repro import candidates, onnx_export
@@ -67,8 +69,7 @@ def flow(tmp_path_factory):
     for name, measured in values.items():
         path = results / f"{name}-seed0.json"
         record = json.loads(path.read_text())
-        record["quality"] |= {"values": measured, "mean": sum(measured) / 2}
-        path.write_text(json.dumps(record))
+        rewrite(path, quality=record["quality"] | {"values": measured, "mean": statistics.fmean(measured)})
     records = {name: json.loads((results / f"{name}-seed0.json").read_text()) for name in values}
     return SimpleNamespace(folder=folder, results=results, runs=folder / "runs" / "tiny", records=records)
 
@@ -278,13 +279,14 @@ def test_a_record_of_another_seed_and_configuration_is_refused(flow, tmp_path):
     shutil.copytree(flow.folder / "results", tmp_path / "results")
     record = flow.records["ofa-0.5"]
     record = record | {"cell": record["cell"] | {"name": "ofa-0.5-seed1", "seed": 1}}
-    record = record | {"provenance": record["provenance"] | {"config_sha256": "0" * 64}}
-    (tmp_path / "results" / "tiny" / "ofa-0.5-seed1.json").write_text(json.dumps(record))
+    path = tmp_path / "results" / "tiny" / "ofa-0.5-seed1.json"
+    path.write_text(json.dumps(record))
+    rewrite(path, config={"hours": 1.0}, delivered_by=["ofa_joint-seed1"], samples=None)
     done = repro("choose", "--max-params", "1M", cwd=tmp_path)
     assert done.returncode == 2 and "ofa-0.5-seed1.json: made by another configuration" in done.stderr
 
 
-def test_weights_of_another_configuration_bar_no_choice_among_the_records(flow, tmp_path):
+def test_damaged_weights_bar_no_choice_among_the_records(flow, tmp_path):
     shutil.copytree(flow.folder / "results", tmp_path / "results")
     made = flow.runs / "ofa_joint-seed0" / "made.json"
     assert made.is_file(), sorted(path.name for path in made.parent.iterdir())
@@ -296,7 +298,10 @@ def test_weights_of_another_configuration_bar_no_choice_among_the_records(flow, 
     done = repro("choose", "--max-params", limit, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "take P = 0.5 of seed 0" in done.stdout
-    assert "In between: a size in between needs the trained weights: " in done.stdout and "made by another configuration" in done.stdout
+    assert (
+        "In between: a size in between needs the trained weights: " in done.stdout
+        and "damaged, its checksum is not that of its content" in done.stdout
+    )
 
 
 # In between

@@ -17,6 +17,7 @@ from blocks import heed_interrupts
 from tqdm import tqdm
 
 from repro.harness import progress
+from repro.harness.records import write_record
 from repro.sizes import _published_near
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -281,7 +282,7 @@ def test_status_after_counts_what_is_done_failed_and_interrupted(tmp_path, noise
     noise_record(tmp_path).write_text(noise)
     failed = json.loads(noise) | {"status": "failed", "reason": "the moon was full"}
     failed["cell"] = {"name": "floor-seed0", "method": "floor", "size": None, "seed": 0}
-    noise_record(tmp_path).with_name("floor-seed0.json").write_text(json.dumps(failed))
+    write_record(noise_record(tmp_path).parent, failed | {"quality": None, "samples": None})
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     child.wait()
     beat = {"pid": child.pid, "host": os.uname().nodename, "stage": "training", "done": 7, "total": 12, "seconds": {}}

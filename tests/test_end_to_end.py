@@ -16,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers.models.attention_processor import Attention
+from record_factory import rewrite
 from torch import nn
 
 from repro.config import load_config
@@ -435,7 +436,7 @@ def test_trial_records_are_in_no_table_and_it_is_said(flow, copy):
 def test_records_that_are_no_trial_become_tables_and_figures(flow, copy):
     folder = copy / "results" / "tiny"
     for path in folder.glob("*.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"trial": False}))
+        rewrite(path, trial=False, config={"trial": False})
     done = python("-m", "paper_figures", "--results", copy / "results", cwd=copy)
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((folder / "tables" / "results.csv").read_text().splitlines()))

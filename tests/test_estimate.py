@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CIFAR10_NETWORK
+from record_factory import make_record
 from torch.utils.flop_counter import FlopCounterMode
 from torch_fidelity import feature_extractor_inceptionv3
 
@@ -240,8 +241,7 @@ def test_what_is_done_or_made_is_left_out(tiny, tmp_path):
     this = experiment(tiny, tmp_path)
     cells = cells_of(tiny)
     noise = Cell(method="noise", size=None, seed=0)
-    record = {"schema_version": 1, "experiment": "tiny", "cell": {"name": noise.name, "method": "noise", "seed": 0}, "status": "done"}
-    write_record(this.results, record | {"provenance": {"config_sha256": tiny.sha256()}})
+    write_record(this.results, make_record("noise", None, experiment="tiny") | {"provenance": {"config_sha256": tiny.sha256()}})
     assert [cell for cell in cells if cell not in unfinished(this, cells)] == [noise]
     folder = this.folder(Cell(method="base", size=1.0, seed=0))
     folder.mkdir(parents=True)

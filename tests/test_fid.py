@@ -343,7 +343,7 @@ def test_a_cached_classifier_is_not_trained_again(images, small):
 def test_a_damaged_cache_file_is_an_error_that_names_it(images, small, tmp_path, content):
     damaged = tmp_path / small.path.name
     damaged.write_bytes(small.path.read_bytes()[:2000] if content is None else content)
-    with pytest.raises(ReproError, match="not a readable classifier") as error:
+    with pytest.raises(ReproError, match="not readable") as error:
         classifier_for(images, SMALL, tmp_path, no_report)
     assert str(damaged) in str(error.value)
     assert "delete it" in str(error.value)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from record_factory import make_record
 from test_estimate import HERE, cells_of, experiment
 
 from repro import preflight
@@ -228,8 +229,7 @@ def test_no_cell_pays_for_the_estimate(long, monkeypatch):
 def test_nothing_is_checked_where_all_is_done(tiny, tmp_path, monkeypatch, capsys):
     this = experiment(tiny, tmp_path)
     noise = Cell(method="noise", size=None, seed=0)
-    record = {"schema_version": 1, "experiment": "tiny", "cell": {"name": noise.name, "method": "noise", "seed": 0}, "status": "done"}
-    write_record(this.results, record | {"provenance": {"config_sha256": tiny.sha256()}})
+    write_record(this.results, make_record("noise", None, experiment="tiny") | {"provenance": {"config_sha256": tiny.sha256()}})
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _folder: Usage(1, 1, 0))
     assert check(this, names=["noise"]) == 0
     assert capsys.readouterr().out == ""

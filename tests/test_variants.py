@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from record_factory import rewrite
 from torch import nn
 
 from repro.config import SHIPPED, changed, load_config
@@ -415,8 +416,8 @@ def test_a_record_under_other_changes_is_refused(flow, tmp_path):
     results = tmp_path / "results" / "tiny"
     shutil.copytree(flow.folder / "results" / "tiny", results)
     record = flow.records["ofa_weighted-0.5-seed0"]
-    other = record["provenance"] | {"config": load_config(str(TINY)).as_dict(), "config_sha256": "0" * 64}
-    (results / "ofa_weighted-0.5-seed0.json").write_text(json.dumps(record | {"provenance": other}))
+    assert record["variant"]
+    rewrite(results / "ofa_weighted-0.5-seed0.json", config=load_config(str(TINY)).as_dict())
     done = repro("repro", "run", "--config", TINY, "--methods", "ofa_weighted", "--sizes", "0.5", "--results", "results", cwd=tmp_path)
     assert done.returncode == 2
     assert "made by another configuration (sampling_law.law was 'linear', is 'weighted')" in done.stderr
