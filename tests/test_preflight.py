@@ -18,7 +18,6 @@ from repro.cli import main
 from repro.config import load_config
 from repro.errors import ReproError
 from repro.harness import distributed
-from repro.harness.cells import Cell
 from repro.harness.denoiser import build_base, save_denoiser
 from repro.harness.diffusion import sampling_scheduler
 from repro.harness.places import Places
@@ -228,7 +227,6 @@ def test_no_cell_pays_for_the_estimate(long, monkeypatch):
 
 def test_nothing_is_checked_where_all_is_done(tiny, tmp_path, monkeypatch, capsys):
     this = experiment(tiny, tmp_path)
-    noise = Cell(method="noise", size=None, seed=0)
     write_record(this.results, make_record("noise", None, experiment="tiny") | {"provenance": {"config_sha256": tiny.sha256()}})
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _folder: Usage(1, 1, 0))
     assert check(this, names=["noise"]) == 0
