@@ -104,7 +104,7 @@ class Grid:
 
     def seeds(self, *methods: str) -> list[int]:
         """Returns the seeds at which every method has a cell, ascending."""
-        return sorted(set.intersection(*(set(self.of.get(method, ())) for method in methods)))
+        return sorted(set.intersection(*(set(self.of.get(method, ())) for method in methods))) if methods else []
 
     def sizes(self, *methods: str) -> list[float]:
         """Returns the sizes that every method has at every seed that all of them share, ascending."""

@@ -203,6 +203,7 @@ def test_the_file_says_what_it_takes_to_build_the_network_again(tmp_path):
     extractor = classifier_for(images, replace(TINY, blocks=2), tmp_path, no_report)
     with safe_open(extractor.path, framework="pt") as file:
         about = json.loads(file.metadata()["about"])
+    assert len(about.pop("sha256")) == 64  # of all else and the weights
     size = {"channels": 3, "classes": 5, "width": 8, "levels": 3, "blocks": 2}
     assert about == size | {"accuracy": extractor.held_out_accuracy}
     network, accuracy = load_classifier(extractor.path)

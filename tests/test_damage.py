@@ -183,7 +183,7 @@ def test_a_records_command_names_threads_and_places(finished):
     record = read_record(finished / "results" / "tiny" / "ofa-0.5-seed0.json")
     command = record["provenance"]["command"]
     assert command.startswith("OMP_NUM_THREADS=1 python -m repro run ")
-    assert "--results results --runs runs --cache cache --methods ofa --sizes 0.5 --seeds 0" in command
+    assert "--results results --cache cache --methods ofa --sizes 0.5 --seeds 0" in command
     assert "changed" not in record["provenance"]
 
 
@@ -265,7 +265,7 @@ CONTRADICTIONS = {
     "failed": (lambda r: r.update(status="failed"), "has failed without a reason"),
     "time": (lambda r: r["provenance"].update(ended_utc="2000-01-01T00:00:00Z"), "before it started"),
     "strip": (lambda r: r["samples"].update(file="samples/ofa-1-seed0.png"), "names the samples"),
-    "seeds": (lambda r: r["quality"].update(sampling_seeds=[0]), "values of quality for 1 sampling seeds"),
+    "seeds": (lambda r: r["quality"].update(sampling_seeds=[0, 1, 2]), "values of quality for 3 sampling seeds"),
 }
 
 

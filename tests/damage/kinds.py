@@ -170,7 +170,7 @@ def _bytes(finished: Path, name: str, twins: list[str], chance: random.Random) -
             _written(name, content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :]),
         )
     yield f"{name}: cut in half", _written(name, content[: len(content) // 2])
-    yield f"{name}: its last byte missing", _written(name, content[:-1])
+    yield f"{name}: its last two bytes missing", _written(name, content[:-2])  # the last one of a text may be its newline
     yield f"{name}: emptied", _written(name, b"")
     for twin in twins:
         if (finished / twin).is_file() and (finished / twin).read_bytes() != content:
