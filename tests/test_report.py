@@ -112,7 +112,8 @@ def results_again(texts, title, cell, held):
     counts["MACs, torch-pruning (M)"] = "size.macs_torch_pruning"
     if title in counts:
         assert cell.attributes["data-reads"] == counts[title]
-        return [statistics.fmean(at(record, counts[title]) for record in held) / (1e6 if "(M)" in title else 1)]
+        mean = statistics.fmean(at(record, counts[title]) for record in held)
+        return [round(mean) / 1e6 if "(M)" in title else mean]  # a whole number of parameters or MACs, as the CSV has it
     if title in ("Device-hours", "Training PFLOP"):
         return [again.paid(held, cell.attributes["data-reads"], sharers=len(SIZES) - 1)]  # of a scoring pass: the pruned sizes
     if title in ("Values", "Samples", "Seeds"):
