@@ -229,9 +229,10 @@ class Experiment:
         """Where a cell's artefacts lie."""
         return self.runs / cell.name
 
-    def locks(self, cell: Cell) -> tuple[Path, Path]:
+    def locks(self, cell: Cell) -> tuple[Path, ...]:
         """Where the locks of a cell lie: of its record, and of its artefacts, outside their folder, which a user may delete."""
-        return self.results / f".{cell.name}.lock", self.runs / f".{cell.name}.lock"
+        folders = dict.fromkeys(folder.resolve() for folder in (self.results, self.runs))  # which may be one and the same
+        return tuple(folder / f".{cell.name}.lock" for folder in folders)
 
     def identity(self, cell: Cell) -> str:
         """Names a cell of this configuration; artefacts of another identity are refused."""
