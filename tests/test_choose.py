@@ -69,7 +69,7 @@ def flow(tmp_path_factory):
     for name, measured in values.items():
         path = results / f"{name}-seed0.json"
         record = json.loads(path.read_text())
-        rewrite(path, quality=record["quality"] | {"values": measured, "mean": statistics.fmean(measured)})
+        rewrite(path, quality=record["quality"] | {"values": measured, "sampling_seeds": [0, 1], "mean": statistics.fmean(measured)})
     records = {name: json.loads((results / f"{name}-seed0.json").read_text()) for name in values}
     return SimpleNamespace(folder=folder, results=results, runs=folder / "runs" / "tiny", records=records)
 
