@@ -5,7 +5,6 @@ Every value is checked when the configuration is made; an unknown key is an erro
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import math
 import re
@@ -19,6 +18,7 @@ from typing import Any
 from repro.errors import ReproError, one_line
 from repro.execution import Cluster, Execution
 from repro.harness.reading import MOST_INTEGER, parse_toml, read_toml
+from repro.harness.storage import sha256_of_json
 from repro.networks import Denoiser, Network, Transformer
 from repro.sections import (
     ABSENT,
@@ -134,7 +134,7 @@ class Config:
 
     def sha256(self) -> str:
         """Returns the hash of everything that can change a result."""
-        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
+        return sha256_of_json(self.as_dict())
 
 
 def load_config(name_or_path: str, overrides: list[str] | None = None) -> Config:

@@ -17,7 +17,7 @@ from repro.errors import ReproError
 from repro.harness.cells import Cell, Experiment
 from repro.harness.heartbeat import HEARTBEAT
 from repro.harness.reading import read_json
-from repro.harness.storage import sha256_of_file, write_atomically
+from repro.harness.storage import sha256_of_file, sha256_of_json, write_atomically
 
 MADE = "made.json"
 CHECKSUM = "sha256"  # of all else that the file says
@@ -56,7 +56,7 @@ class Manifest:
         The code that goes with a network is left out: this program never runs it, and another version of it is no other network.
         """
         files = {name: sha256 for name, sha256 in self.files.items() if not name.endswith(".py")}
-        return _digest({"identity": self.identity, "files": files, "inputs": self.inputs})
+        return sha256_of_json({"identity": self.identity, "files": files, "inputs": self.inputs})
 
 
 def is_made(experiment: Experiment, cell: Cell) -> bool:
@@ -71,7 +71,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         ReproError: The folder cannot be written, or the disk is full.
     """
     said = dataclasses.asdict(manifest)
-    write_atomically(folder / MADE, json.dumps(said | {CHECKSUM: _digest(said)}).encode())
+    write_atomically(folder / MADE, json.dumps(said | {CHECKSUM: sha256_of_json(said)}).encode())
 
 
 def files_of(folder: Path) -> dict[str, str]:
@@ -151,7 +151,7 @@ def _parsed(experiment: Experiment, cell: Cell) -> Manifest:
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReproError(f"{path}: not readable ({error}); {remedy(folder)}") from error
-    if checksum != _digest(said):
+    if checksum != sha256_of_json(said):
         raise ReproError(f"{path}: damaged, its checksum is not that of its content; {remedy(folder)}")
     return manifest
 
@@ -175,7 +175,3 @@ def _hash_once(path: Path) -> str:
 @functools.lru_cache(maxsize=4096)
 def _hash(path: Path, _changed: int, _size: int, _inode: int) -> str:
     return sha256_of_file(path)
-
-
-def _digest(said: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

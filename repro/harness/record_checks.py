@@ -1,13 +1,12 @@
 """What one key of a record says of another: whatever can be recomputed is, and a record that contradicts itself is refused."""
 
-import hashlib
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from repro.harness.clock import training_overhead
+from repro.harness.storage import sha256_of_json
 from repro.size_text import cell_name
 
 Record = dict[str, Any]
@@ -23,7 +22,7 @@ def meets_size(realised: float, size: float, rule: str | None) -> bool:
 
 def checksum(record: Record) -> str:
     """Returns the SHA-256 of all that a record says beside it."""
-    return hashlib.sha256(json.dumps({key: value for key, value in record.items() if key != CHECKSUM}, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json({key: value for key, value in record.items() if key != CHECKSUM})
 
 
 def contradiction(record: Record) -> str:
@@ -96,7 +95,7 @@ def _provenance(record: Record) -> Iterator[str]:
     provenance = record["provenance"]
     config = provenance.get("config")
     if config is not None:
-        found = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+        found = sha256_of_json(config)
         if provenance.get("config_sha256") != found:
             yield f"has a configuration of hash {found[:16]}, and says {provenance.get('config_sha256')!s:.16}"
         for key, ours in (("name", record["experiment"]), ("trial", bool(record.get("trial")))):
