@@ -6,7 +6,8 @@ from typing import Any
 
 from paper_figures.comparable import HARDWARE, Conditions, machine_of, scale_of, telling
 from repro.errors import ReproError, one_line
-from repro.harness.records import MOST_LETTERS, Record
+from repro.harness.record_schema import LEAST, MOST, MOST_LETTERS
+from repro.harness.records import Record
 
 METHOD_ORDER = (
     "base",
@@ -21,8 +22,6 @@ METHOD_ORDER = (
     "floor",
     "noise",
 )
-# A record may come from anybody: no number that means something lies outside, and ratios and squares of those inside are finite.
-LEAST, MOST = 1e-12, 1e18
 MOST_PIXELS = 2**24  # of a strip: 16 images of 1024 x 1024
 COUNTS = ("realised", "params", "macs", "macs_torch_pruning")
 SHARED_RUNS = ("_joint", "_scores")  # how the methods end whose cells serve all sizes and are no network of the tables

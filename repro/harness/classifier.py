@@ -125,27 +125,26 @@ def classifier_for(images: Images, settings: Settings, cache: Path, report: Repo
         read_sealed(path)
     except DamagedError as error:
         raise ReproError(f"{error}; delete it and run the command again") from error
-    return _measured_again(path, sha256_of_file(path), images, settings)
+    return _measured_again(path, *load_classifier(path), sha256_of_file(path), images, settings)
 
 
 def _shipped(images: Images, settings: Settings) -> Extractor:
     path = shipped_file(settings.sha256, "classifier.sha256")
-    model, _ = load_classifier(path)
+    model, stored = load_classifier(path)
     theirs, ours = (model.stem.in_channels, model.head.out_features), (images.pixels.shape[1], _count_classes(images))
     if theirs != ours:
         raise ReproError(
             f"classifier.sha256: it takes {theirs[0]} channels and has {theirs[1]} labels, {images.name} {ours[0]} and {ours[1]}"
         )
-    return _measured_again(path, settings.sha256, images, settings)
+    return _measured_again(path, model, stored, settings.sha256, images, settings)
 
 
-def _measured_again(path: Path, sha256: str, images: Images, settings: Settings) -> Extractor:
+def _measured_again(path: Path, model: Classifier, stored: float, sha256: str, images: Images, settings: Settings) -> Extractor:
     """Returns a classifier once it was seen to label the images at hand as well as its file says; measured once by a process.
 
     Raises:
         ReproError: It labels them worse, so it was trained on others.
     """
-    model, stored = load_classifier(path)
     key = (sha256, images.sha256, settings)
     if key not in _MEASURED:
         pixels, labels = _split(images, settings)[1]

@@ -18,7 +18,6 @@ Widths = dict[str, list[int]]
 
 MODULE = "repro.harness.denoiser"  # what saved folders call the module of these classes
 LAYERS = (nn.Conv2d, nn.Linear, nn.GroupNorm)
-SOURCE = Path(__file__).read_bytes()
 
 
 def _takes_what(whole: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -51,7 +50,7 @@ class Narrowed(ModelMixin):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Saves a network as every class of diffusers does, with the code that builds it."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        (Path(save_directory) / f"{MODULE}.py").write_bytes(SOURCE)
+        (Path(save_directory) / f"{MODULE}.py").write_bytes(Path(__file__).read_bytes())
 
 
 class PrunedUNet2DModel(Narrowed, UNet2DModel):

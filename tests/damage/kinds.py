@@ -1,15 +1,18 @@
 """Every damage: bits, lengths, twins, keys, and the data beneath."""
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from damage.lab import Damage, Trial, edited, leaves
+from repro.harness.sealed import write_sealed
 
 WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"
 FLIPS = 3
@@ -35,8 +38,7 @@ JUDGED_AGAIN = ("ofa-0.5-seed0",)
 def all_trials(finished: Path, seed: int = 0) -> list[Trial]:
     """Returns every trial on a finished run."""
     chance = random.Random(seed)
-    found = [*_cells(finished, chance), *_caches(finished, chance), *_records(finished, chance), *_data()]
-    return [*found, *_samples()]
+    return [*_cells(finished, chance), *_caches(finished, chance), *_records(finished, chance), *_data(), *_samples()]
 
 
 def _cells(finished: Path, chance: random.Random) -> Iterator[Trial]:
@@ -97,8 +99,6 @@ def _data() -> Iterator[Trial]:
         Image.fromarray(pixels).save(first(folder))
 
     def kept_time(folder: Path) -> None:
-        import os
-
         path, status = first(folder), first(folder).stat()
         inverted(folder)
         content = path.read_bytes()
@@ -141,10 +141,6 @@ def _samples() -> Iterator[Trial]:
     def black(folder: Path) -> None:
         place = folder / "runs" / "tiny" / "ofa-0.5-seed0" / "samples"
         place.mkdir()
-        import torch
-
-        from repro.harness.sealed import write_sealed
-
         for seed in (0, 1):
             for start in (0, 16):
                 path = place / f"seed{seed}-{start:06d}.safetensors"
