@@ -40,7 +40,7 @@ from repro.onnx_export import to_onnx
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "tiny.toml"
-SIZES = "sizes.reported=[1.0, 0.75, 0.5, 0.25]"
+SETTINGS = ("--set", "sizes.reported=[1.0, 0.75, 0.5, 0.25]", "--set", "evaluation.sampling_seeds=[0, 1]")
 
 
 def python(*arguments, cwd, env=None):
@@ -53,7 +53,7 @@ def python(*arguments, cwd, env=None):
 
 
 def repro(verb, *arguments, cwd, runs="runs"):
-    return python("-m", "repro", verb, "--config", TINY, "--set", SIZES, "--results", "results", "--runs", runs, *arguments, cwd=cwd)
+    return python("-m", "repro", verb, "--config", TINY, *SETTINGS, "--results", "results", "--runs", runs, *arguments, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def flow(tmp_path_factory):
     for name, measured in values.items():
         path = results / f"{name}-seed0.json"
         record = json.loads(path.read_text())
-        rewrite(path, quality=record["quality"] | {"values": measured, "sampling_seeds": [0, 1], "mean": statistics.fmean(measured)})
+        rewrite(path, quality=record["quality"] | {"values": measured, "mean": statistics.fmean(measured)})
     records = {name: json.loads((results / f"{name}-seed0.json").read_text()) for name in values}
     return SimpleNamespace(folder=folder, results=results, runs=folder / "runs" / "tiny", records=records)
 
@@ -123,7 +123,7 @@ def test_a_better_network_that_does_not_fit_is_not_named(flow, monkeypatch, caps
     limit = flow.records["ofa-0.25"]["size"]["params"]
     assert limit < flow.records["diff_pruning-0.5"]["size"]["params"]
     monkeypatch.chdir(flow.folder)
-    words = ["--config", str(TINY), "--set", SIZES, "--results", "results", "--runs", "runs", "--max-params", str(limit)]
+    words = ["--config", str(TINY), *SETTINGS, "--results", "results", "--runs", "runs", "--max-params", str(limit)]
     assert main(["choose", *words]) == 0
     said = capsys.readouterr().out
     assert table(said)[0.25][0] == "->" and "diff_pruning" not in said
@@ -196,7 +196,7 @@ def timed(monkeypatch, **times):
 
 def answer(flow, monkeypatch, capsys, *words):
     monkeypatch.chdir(flow.folder)
-    code = main(["choose", "--config", str(TINY), "--set", SIZES, "--results", "results", "--runs", "none", *words])
+    code = main(["choose", "--config", str(TINY), *SETTINGS, "--results", "results", "--runs", "none", *words])
     return code, capsys.readouterr()
 
 
@@ -247,7 +247,7 @@ def test_where_nothing_surely_fits_nothing_is_taken(flow, monkeypatch, capsys):
 )
 def test_what_cannot_be_chosen_is_said_in_one_line(flow, arguments, says, monkeypatch, capsys):
     monkeypatch.chdir(flow.folder)
-    assert main(["choose", "--config", str(TINY), "--set", SIZES, "--results", "results", "--runs", "runs", *arguments]) == 2
+    assert main(["choose", "--config", str(TINY), *SETTINGS, "--results", "results", "--runs", "runs", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and all(said in line for said in says), line
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import report_page as again
-from record_factory import SIZES, busy, make_cifar10_records, make_record, make_records, make_scores, write_records
+from record_factory import SIZES, busy, hash_of, make_cifar10_records, make_record, make_records, make_scores, write_records
 from report_page import MINUS, Page, at, same_digits
 
 from paper_figures.__main__ import main
@@ -315,6 +315,7 @@ def hostile_records():
     for record in records:
         record["cost"]["device_name"] = HOSTILE
         record["provenance"] |= {"command": HOSTILE, "packages": {HOSTILE: HOSTILE, "__proto__": "x"}, "config": {HOSTILE: HOSTILE}}
+        record["provenance"]["config_sha256"] = hash_of({HOSTILE: HOSTILE})
         for entry in record["latency"] or []:
             entry["device_name"] = HOSTILE
     variant = {"of": "ofa", "factor": HOSTILE, "label": HOSTILE}
@@ -458,8 +459,13 @@ def test_columns_are_sorted_by_the_numbers_behind_them_and_by_keyboard(visit, ad
         assert window.locator(f"#{table} thead [aria-sort='descending']").count() == 1
     window.locator("#results thead th").first.locator("button").click()
     names = window.locator("#results tbody th").all_inner_texts()
-    methods = [re.sub(r" \([a-z](, [a-z])*\)$", "", name).lower() for name in names]
+    methods = [unmarked(name).lower() for name in names]
     assert methods == sorted(methods)
+
+
+def unmarked(name):
+    """The name of a row, less the marks of its footnotes."""
+    return re.sub(r" \([a-z](, [a-z])*\)$", "", name)
 
 
 @in_a_browser
@@ -472,7 +478,7 @@ def test_a_number_opens_its_records(visit, address, digits, width):
     button = window.locator(f"#results tbody button[data-records='{' '.join(cell.names)}'][data-reads='quality.values']").first
     button.click()
     assert dialog.is_visible() and cell.text in dialog.inner_text()
-    assert window.locator("#dialog-title").inner_text() == f"{texts['Method']}, P = 0.5: fid_classifier"
+    assert window.locator("#dialog-title").inner_text() == f"{unmarked(texts['Method'])}, P = 0.5: fid_classifier"
     assert [item.get_attribute("data-record") for item in dialog.locator("[data-record]").all()] == cell.names
     for name in cell.names[:2]:
         summary = dialog.locator(f"[data-record='{name}'] > summary")
@@ -502,7 +508,17 @@ def test_the_keyboard_reaches_every_number_of_a_table(visit, address):
         assert tuple(window.evaluate(f"({at_cell})(document.activeElement.closest('td'))")) == place
     window.keyboard.press("Enter")
     assert window.locator("#dialog-title").inner_text() == "Base, P = 1: Size"
-    assert window.locator("#dialog [data-record='base-1-seed0']").get_attribute("open") is not None  # the only one is open at once
+    shown = [item.get_attribute("data-record") for item in window.locator("#dialog [data-record]").all()]
+    assert shown == [f"base-1-seed{seed}" for seed in range(5)]
+
+
+@in_a_browser
+def test_the_only_record_of_a_number_is_open_at_once(visit, tmp_path):
+    folder = write_records(tmp_path / "digits", [make_record("base", 1.0)])
+    assert main(["report", "--results", str(folder)]) == 0
+    window = visit((folder / "report.html").as_uri())
+    window.locator("#results tbody button").first.click()
+    assert window.locator("#dialog [data-record='base-1-seed0']").get_attribute("open") is not None
 
 
 @in_a_browser
