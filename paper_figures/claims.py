@@ -205,19 +205,19 @@ def _row(claim: Claim, grid: Grid, pruned: Grid) -> dict[str, Any]:
     without = claim.over_sizes and any(cell.size == 1.0 for cell in compared)
     ratios = [compute_ratio(each, claim) for each in (grid, pruned)]
     busy = claim.reads == READS["device_hours"] and any(cell.busy for cell in compared)
+    whole, rest = (
+        _measured(claim, each, unfair=busy or (ratio is not None and compute_is_off(ratio)))
+        for each, ratio in zip((grid, pruned if without else None), ratios, strict=True)
+    )
     return {
         "key": claim.key,
         "claim": claim.says,
         "measure": claim.measure,
-        **_measured(claim, grid, busy=busy),
+        **whole,
         "unit": claim.unit,
         "boundary": claim.boundary,
         "holds_if": claim.side,
-        **{
-            f"{name}_without_1": value
-            for name, value in _measured(claim, pruned if without else None, busy=busy).items()
-            if name != "n_seeds"
-        },
+        **{f"{name}_without_1": value for name, value in rest.items() if name != "n_seeds"},
         "scoring_counted": "yes" if any(cell.scoring_pflop is not None for cell in _paid(grid, claim)) else "",
         "pflop_ratio": ratios[0],
         "pflop_ratio_without_1": ratios[1] if without else None,
@@ -225,10 +225,11 @@ def _row(claim: Claim, grid: Grid, pruned: Grid) -> dict[str, Any]:
     }
 
 
-def _measured(claim: Claim, grid: Grid | None, *, busy: bool) -> dict[str, Any]:
+def _measured(claim: Claim, grid: Grid | None, *, unfair: bool) -> dict[str, Any]:
     """Returns the estimate of a claim, its interval and the verdict on it; blanks without a grid.
 
-    Hours of a busy machine decide nothing: the load may have been another while one side ran than while the other did.
+    What is unfair decides nothing: hours of a busy machine, since the load may have been another while one side ran than while the other
+    did, and a comparison at equal compute whose sides spent unequal compute.
     """
     if grid is None:
         return {"estimate": None, "low": None, "high": None, "n_seeds": 0, "verdict": ""}
@@ -240,5 +241,5 @@ def _measured(claim: Claim, grid: Grid | None, *, busy: bool) -> dict[str, Any]:
         "low": shown.low if shown else None,
         "high": shown.high if shown else None,
         "n_seeds": len(values),
-        "verdict": "no records" if not values else UNDECIDED if busy else verdict(shown, claim.boundary, claim.side),
+        "verdict": "no records" if not values else UNDECIDED if unfair else verdict(shown, claim.boundary, claim.side),
     }

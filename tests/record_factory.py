@@ -16,7 +16,7 @@ from repro.size_text import size_text
 
 SIZES = (1.0, 0.75, 0.5, 0.25)
 DEVICE = "AMD EPYC (2 cores)"
-PARAMS, MACS = 701_345, 9_876_544
+PARAMS, INTERNAL_PARAMS, MACS = 701_345, 610_170, 9_876_544
 JOINT_PHASES = {"prepare": 0.002, "importance": 0.001, "train": 0.04, "checkpoint": 0.003, "lost": 0.0, "evaluate": 0.5}
 QUALITY = {
     "base": {1.0: 7.7},
@@ -28,7 +28,7 @@ QUALITY = {
 }
 
 # An experiment of the size of google/ddpm-cifar10-32, by the protocol of Diff-Pruning's published figures.
-CIFAR10_PARAMS, CIFAR10_MACS = 35_746_307, 6_221_594_624
+CIFAR10_PARAMS, CIFAR10_INTERNAL_PARAMS, CIFAR10_MACS = 35_746_307, 31_099_287, 6_221_594_624
 CIFAR10_FID = {
     "base": {1.0: 4.23},
     "ofa": {1.0: 4.41, 0.75: 4.58, 0.5: 5.21, 0.25: 8.05},
@@ -53,7 +53,7 @@ def make_record(method: str, size: float | None, seed: int = 0, **changes: Any) 
     if method == "ofa_joint":
         phases = dict(JOINT_PHASES)
     record: Record = {
-        "schema_version": 1,
+        "schema_version": 2,
         "experiment": "digits",
         "trial": False,
         "cell": {"name": cell_name(method, size, seed), "method": method, "size": size, "seed": seed},
@@ -62,6 +62,7 @@ def make_record(method: str, size: float | None, seed: int = 0, **changes: Any) 
         "delivered_by": _delivered_by(method, size, seed),
         "starts_from": f"base-1-seed{seed}" if method not in ("base", "floor", "noise", "scratch") else None,
         "size": None if size is None else _size(size),
+        "made": {"sha256": hash_of({"made": cell_name(method, size, seed)}), "inputs": {}},
         "cost": _cost(phases),
         "training": {"steps": 400, "images": 51200, "batch_size": 128, "train_pflop": _pflop(method, size)} if trains else None,
         "quality": None if method == "ofa_joint" else quality([_fid(method, size) + 0.3 * seed + step for step in (-0.1, 0.1)]),
@@ -69,7 +70,8 @@ def make_record(method: str, size: float | None, seed: int = 0, **changes: Any) 
         "samples": None,
         "provenance": {"git_commit": "0" * 40, "git_dirty": False, "config_sha256": "c", "lives": 1},
     }
-    return copy.deepcopy(record | changes)
+    failed = {"made": None} if changes.get("status") == "failed" else {}
+    return copy.deepcopy(record | failed | changes)
 
 
 def _delivered_by(method: str, size: float | None, seed: int) -> list[str]:
@@ -111,8 +113,9 @@ def make_cifar10_record(method: str, size: float | None, seed: int = 0, *, weigh
     record["provenance"] |= {"config": config, "config_sha256": hash_of(config)}
     record["base"] = {"source": "path", "weights": weights, "sha256": "b" * 64} if size else None
     if size:
-        params, macs = round(CIFAR10_PARAMS * (0.13 + 0.87 * size)), round(CIFAR10_MACS * (0.177 + 0.823 * size))
-        record["size"] |= {"params": params, "macs": macs, "macs_torch_pruning": round(macs * 6.064 / 6.222)}
+        macs = round(CIFAR10_MACS * (0.177 + 0.823 * size))
+        record["size"] |= _params(size, CIFAR10_PARAMS, CIFAR10_INTERNAL_PARAMS)
+        record["size"] |= {"macs": macs, "macs_torch_pruning": round(macs * 6.064 / 6.222)}
     return record
 
 
@@ -197,12 +200,16 @@ def write_records(folder: Path, records: list[Record], *, strips: bool = False) 
     return folder
 
 
+def _params(size: float, whole: int, internal: int) -> Record:
+    """Returns the parameters of a network a little larger than it is called, and the size that they amount to."""
+    removed = round(internal * (1 - size - 0.0012 * (size < 1)))
+    return {"realised": 1 - removed / internal, "params": whole - removed}
+
+
 def _size(size: float) -> Record:
-    params = round(PARAMS * (0.13 + 0.87 * size))
     macs = round(MACS * (0.2 + 0.8 * size))
     return {
-        "realised": size + 0.0012 * (size < 1),
-        "params": params,
+        **_params(size, PARAMS, INTERNAL_PARAMS),
         "params_base": PARAMS,
         "macs": macs,
         "macs_conv_linear": macs - 65_536,

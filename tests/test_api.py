@@ -58,7 +58,10 @@ def ran(tmp_path_factory):
 def test_a_script_makes_the_cells_of_its_method_also_in_processes_of_their_own(ran):
     record = json.loads((ran / "results" / "tiny" / "own-0.5-seed0.json").read_text())
     assert record["status"] == "done" and record["quality"]
-    assert record["provenance"]["command"] == f"OMP_NUM_THREADS=1 python own.py run {' '.join(places(ran))} --methods own --sizes 0.5 --seeds 0"
+    assert (
+        record["provenance"]["command"]
+        == f"OMP_NUM_THREADS=1 python own.py run {' '.join(places(ran))} --methods own --sizes 0.5 --seeds 0"
+    )
     told = script(ran, "status", "--sizes", "0.5", "--methods", "base,own")
     assert told.returncode == 0 and "2 done, 0 running" in told.stdout
 

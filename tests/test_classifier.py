@@ -198,12 +198,23 @@ def test_images_cannot_be_shifted_out_of_themselves(tmp_path):
 # --- its file
 
 
+def test_a_classifier_of_other_settings_under_the_name_of_these_is_refused(tmp_path):
+    images = colours(60)
+    paths = [classifier_for(images, replace(TINY, steps=steps), tmp_path, no_report).path for steps in (2, 3)]
+    paths[1].write_bytes(paths[0].read_bytes())
+    with pytest.raises(ReproError, match="a classifier of other images or settings, under the name of these; delete it"):
+        classifier_for(images, replace(TINY, steps=3), tmp_path, no_report)
+    paths[1].unlink()  # the remedy
+    classifier_for(images, replace(TINY, steps=3), tmp_path, no_report)
+
+
 def test_the_file_says_what_it_takes_to_build_the_network_again(tmp_path):
     images = colours(40)
     extractor = classifier_for(images, replace(TINY, blocks=2), tmp_path, no_report)
     with safe_open(extractor.path, framework="pt") as file:
         about = json.loads(file.metadata()["about"])
     assert len(about.pop("sha256")) == 64  # of all else and the weights
+    assert about.pop("key") == extractor.path.stem.rpartition("-")[2]
     size = {"channels": 3, "classes": 5, "width": 8, "levels": 3, "blocks": 2}
     assert about == size | {"accuracy": extractor.held_out_accuracy}
     network, accuracy = load_classifier(extractor.path)

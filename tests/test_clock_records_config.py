@@ -25,6 +25,7 @@ from repro.harness.cells import Experiment, plan_cells
 from repro.harness.clock import PHASES, Clock, device_hours, training_overhead
 from repro.harness.heartbeat import read_heartbeat
 from repro.harness.lock import held, holder
+from repro.harness.record_checks import checksum
 from repro.harness.records import read_record, read_records, record_path, write_record
 from repro.harness.storage import sha256_of_file, write_atomically
 from repro.methods import METHODS
@@ -41,8 +42,9 @@ def seconds_of(**named):
 def record_named(name="base-1-seed0", **changes):
     method, size, seed = re.fullmatch(r"(.*?)(?:-([\d.]+))?-seed(\d+)", name).groups()
     record = {
-        "schema_version": 1,
+        "schema_version": 2,
         "experiment": "x",
+        "made": {"sha256": "0" * 64, "inputs": {}},
         "cell": {"name": name, "method": method, "size": float(size) if size else None, "seed": int(seed)},
         "status": "done",
         "provenance": {"config_sha256": "c"},
@@ -155,7 +157,7 @@ def test_record_survives_writing_and_reading(tmp_path):
     )
     path = write_record(tmp_path, record)
     assert path == tmp_path / "base-1-seed0.json" == record_path(tmp_path, "base-1-seed0")
-    assert read_record(path) == record
+    assert read_record(path) == record | {"sha256": checksum(record)}
     assert [child.name for child in tmp_path.iterdir()] == ["base-1-seed0.json"]
 
 

@@ -1,5 +1,6 @@
 """What is read is what was written: a sample of the damage campaign (`nox -s damage` is the whole), and what it does not reach."""
 
+import copy
 import errno
 import fcntl
 import json
@@ -16,6 +17,7 @@ import torch
 from damage.__main__ import _cloned, false_alarms
 from damage.kinds import WEIGHTS, all_trials
 from damage.lab import make_run, tried, typed, words
+from record_factory import rewrite
 
 from repro.__main__ import main
 from repro.config import load_config
@@ -29,8 +31,9 @@ from repro.harness.experiment import check_size
 from repro.harness.lock import held, holder, one_at_a_time
 from repro.harness.manifest import Manifest, read_manifest
 from repro.harness.record_schema import json_schema
-from repro.harness.records import read_record, write_record
-from repro.methods import METHODS
+from repro.harness.records import SUMS, read_record, write_record
+from repro.harness.storage import sha256_of_json
+from repro.methods import METHODS, known_records
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "tiny.toml"
@@ -149,10 +152,10 @@ def test_the_manifest_names_every_file_and_everything_that_it_was_made_from(fini
 # Resuming (E7)
 
 
-def checkpoint_of(folder, **environment):
+def checkpoint_of(folder, cell="base-1-seed0", run="x", inputs=None, **environment):
     known = provenance.environment(1) | environment
-    progress = Progress(run="x", step=4, device_seconds={}, curve=[], pending=[], environment=known)
-    save_checkpoint(folder / "runs" / "tiny" / "base-1-seed0" / "checkpoints", {"a": torch.ones(1)}, progress, kept=2)
+    progress = Progress(run=run, inputs=inputs or {}, step=4, device_seconds={}, curve=[], pending=[], environment=known)
+    save_checkpoint(folder / "runs" / "tiny" / cell / "checkpoints", {"a": torch.ones(1)}, progress, kept=2)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +268,11 @@ CONTRADICTIONS = {
     "failed": (lambda r: r.update(status="failed"), "has failed without a reason"),
     "time": (lambda r: r["provenance"].update(ended_utc="2000-01-01T00:00:00Z"), "before it started"),
     "strip": (lambda r: r["samples"].update(file="samples/ofa-1-seed0.png"), "names the samples"),
-    "seeds": (lambda r: r["quality"].update(sampling_seeds=[0, 1, 2]), "values of quality for 3 sampling seeds"),
+    "seeds": (lambda r: r["quality"].update(sampling_seeds=[0, 1, 2]), "its configuration asks for [0]"),
+    "number of values": (lambda r: r["quality"].update(values=2 * r["quality"]["values"]), "has 2 values of quality for 1 sampling seeds"),
+    "samples": (lambda r: r["quality"].update(n_samples=50_000), "has the n_samples 50000, and its configuration asks for 24"),
+    "made": (lambda r: r.update(made=None), "is done and says nothing of what was 'made'"),
+    "start": (lambda r: r.update(starts_from=None), "descends from a base, and starts from nothing"),
 }
 
 
@@ -274,12 +281,162 @@ def test_a_record_that_contradicts_itself_is_refused_by_every_reader(finished, t
     change, said = CONTRADICTIONS[name]
     record = json.loads((finished / "results" / "tiny" / "ofa-0.5-seed0.json").read_text())
     change(record)
-    path = tmp_path / "ofa-0.5-seed0.json"
-    # As a record of before, so that no checksum speaks first.
-    path.write_text(json.dumps(without(record, "sha256") | {"schema_version": 1}))
+    path = write_record(tmp_path, record)  # with a checksum of what it says now, so that it does not speak first
     with pytest.raises(ReproError, match=re.escape(str(path))) as refused:
         read_record(path)
     assert said in str(refused.value)
+
+
+def test_training_is_the_work_that_its_network_and_its_images_make(finished, tmp_path):
+    record = json.loads((finished / "results" / "tiny" / "diff_pruning-0.5-seed0.json").read_text())
+    for part, key in (("size", "macs"), ("training", "train_pflop")):
+        changed = copy.deepcopy(record)
+        changed[part][key] *= 2
+        with pytest.raises(ReproError, match="PFLOP of training, and its MACs and images make"):
+            read_record(write_record(tmp_path, changed))
+
+
+# Records of one folder, and what lies beside them
+
+
+def _other_base(record):
+    record["base"]["sha256"] = "1" * 64
+
+
+def _other_joint(record):
+    record["made"]["inputs"]["ofa_joint-seed0"] = "1" * 64
+
+
+def _other_bytes(record):
+    record["made"]["sha256"] = "1" * 64
+
+
+TOGETHER = {
+    "base": (
+        "ofa-0.5-seed0",
+        _other_base,
+        "ofa-0.5-seed0.json: the record descends from the base 1111111111111111..., and base-1-seed0.json",
+    ),
+    "input": (
+        "ofa-0.5-seed0",
+        _other_joint,
+        "ofa-0.5-seed0.json: the record was made from the ofa_joint-seed0 of 1111111111111111..., and",
+    ),
+    "joint": ("ofa_joint-seed0", _other_bytes, "the record was made from the ofa_joint-seed0 of "),
+    "params": ("ofa-0.5-seed0", lambda r: r["size"].update(params=r["size"]["params"] + 50), "params, which does not fit "),
+    "whole": ("base-1-seed1", lambda r: r["size"].update(params=1 + r["size"]["params"]), "params at size 1, and base-1-seed0.json has "),
+    "macs": ("ofa-0.5-seed0", lambda r: r["size"].update(macs=r["size"]["macs"] + 1), "macs, and ofa-0.5-seed0.json of the same widths "),
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_records_that_contradict_each_other_make_no_table(finished, tmp_path, name):
+    from paper_figures.__main__ import main as figures
+
+    cell, change, said = TOGETHER[name]
+    shutil.copytree(finished / "results", tmp_path / "results")
+    place = tmp_path / "results" / "tiny"
+    if name == "macs":  # two seeds seldom keep the same channels of a network as small as this one
+        widths = json.loads((place / "ofa-0.5-seed0.json").read_text())["size"]
+        rewrite(place / "ofa-0.5-seed1.json", size=widths)
+    record = json.loads((place / f"{cell}.json").read_text())
+    change(record)
+    write_record(place, record)
+    code, printed = typed(figures, ["overhead", "--results", str(tmp_path / "results")])
+    assert code == 2 and said in printed, printed
+
+
+@pytest.mark.parametrize("verb", ["run", "status", "extract"])
+@pytest.mark.parametrize("cell", ["ofa-0.5-seed0", "ofa_joint-seed0", "base-1-seed0"])
+def test_a_record_of_another_network_than_lies_there_is_refused(finished, tmp_path, monkeypatch, verb, cell):
+    shutil.copytree(finished, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    made = Path("runs/tiny", cell, "made.json")
+    said = json.loads(made.read_text())
+    said.pop("sha256")
+    said["files"] |= {"plan.json": "1" * 64}
+    made.write_text(json.dumps(said | {"sha256": sha256_of_json(said)}))
+    line = words(verb)[:-4] if verb == "extract" else words(verb)
+    code, printed = typed(main, [*line, *(["--size", "0.5", "--out", "taken"] if verb == "extract" else [])])
+    assert code == 2 and not Path("taken").exists(), printed
+    if verb != "extract":
+        assert f"the record is of another {cell} than the one that lies in runs/tiny/{cell}; restore that one" in printed, printed
+
+
+def test_a_run_does_not_go_on_from_other_images_or_another_base(tmp_path):
+    experiment, cell = experiment_of(tmp_path), Cell(method="base", size=1.0, seed=0)
+    checkpoint_of(tmp_path, run=experiment.identity(cell), inputs={"images": "1" * 64, "labels": "1" * 64})
+    places = ["--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
+    code, printed = typed(main, ["run", "--config", str(TINY), "--methods", "base", *places])
+    assert code == 2 and "the run began from other images than lies there now; restore what it began from, or delete " in printed, printed
+    shutil.rmtree(experiment.folder(cell) / "checkpoints")  # the remedy
+    (experiment.results / "base-1-seed0.json").unlink()
+    assert typed(main, ["run", "--config", str(TINY), "--methods", "base", *places])[0] == 0
+
+
+def test_a_checkpoint_of_a_joint_run_knows_the_base_that_it_began_from(finished, tmp_path, monkeypatch):
+    """A base replaced between two lives of the joint run is refused: its record would name the new one for weights of the old one."""
+    shutil.copytree(finished, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    for name in ("ofa_joint-seed0", "ofa-1-seed0", "ofa-0.5-seed0"):
+        Path("results/tiny", f"{name}.json").unlink()
+        shutil.rmtree(Path("runs/tiny", name))
+    identity = json.loads((finished / "runs/tiny/ofa_joint-seed0/made.json").read_text())["identity"]
+    inputs = json.loads((finished / "runs/tiny/ofa_joint-seed0/made.json").read_text())["inputs"]
+    checkpoint_of(Path(), "ofa_joint-seed0", run=identity, inputs=inputs | {"base-1-seed0": "1" * 64})
+    code, printed = typed(main, words("run"))
+    assert code == 2 and "the run began from other base-1-seed0 than lies there now" in printed, printed
+
+
+# Records of before
+
+
+@pytest.fixture
+def published(tmp_path):
+    """The committed records of version 1, in a folder of their own."""
+    place = tmp_path / "digits"
+    place.mkdir()
+    for path in [*(ROOT / "results" / "digits").glob("*.json"), ROOT / "results" / "digits" / SUMS]:
+        shutil.copy(path, place)
+    return place
+
+
+def test_committed_records_are_what_was_published():
+    done = subprocess.run(["sha256sum", "--check", "--quiet", SUMS], cwd=ROOT / "results" / "digits", check=False, capture_output=True)
+    assert done.returncode == 0, done.stdout
+    listed = {line.split()[1] for line in (ROOT / "results" / "digits" / SUMS).read_text().splitlines()}
+    assert listed == {path.name for path in (ROOT / "results" / "digits").glob("*.json")}
+
+
+def test_an_edited_record_of_before_is_refused(published):
+    path = published / "ofa-0.5-seed0.json"
+    record = json.loads(path.read_text())
+    record["quality"]["values"] = [value / 2 for value in record["quality"]["values"]]
+    record["quality"]["mean"] /= 2
+    path.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    with pytest.raises(ReproError, match=r"ofa-0\.5-seed0\.json: a record of version 1 has no checksum of its own, and .*SHA256SUMS lists"):
+        known_records(published)
+
+
+def test_a_missing_record_of_before_is_noticed(published):
+    (published / "diff_pruning-0.5-seed3.json").unlink()
+    with pytest.raises(ReproError, match=r"diff_pruning-0\.5-seed3\.json: missing, and .*SHA256SUMS lists it"):
+        known_records(published)
+
+
+def test_a_record_of_today_does_not_pass_for_one_of_before(finished, tmp_path):
+    record = json.loads((finished / "results" / "tiny" / "ofa-0.5-seed0.json").read_text())
+    path = tmp_path / "ofa-0.5-seed0.json"
+    path.write_text(json.dumps(without(record, "sha256") | {"schema_version": 1}))
+    with pytest.raises(ReproError, match=r"a record of version 1 has no checksum of its own, and .*SHA256SUMS does not list it"):
+        read_record(path)
+
+
+@pytest.mark.parametrize("content", ["x", "0" * 64, "\xff"])
+def test_a_list_of_checksums_that_is_none_is_one_line(tmp_path, content):
+    (tmp_path / SUMS).write_bytes(content.encode("latin-1"))
+    with pytest.raises(ReproError, match="SHA256SUMS: "):
+        known_records(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -347,7 +347,7 @@ def test_diffusers_own_loader_runs_no_code_of_a_folder(kind, folder, marker, mon
 def test_a_checkpoint_that_is_a_pickle_is_removed_and_runs_nothing(marker, tmp_path):
     torch.save(Payload(marker), tmp_path / "step-000000004.safetensors")
     (tmp_path / "step-000000008.safetensors").write_bytes(pickle.dumps(Payload(marker)))
-    assert load_newest(tmp_path, "run") is None
+    assert load_newest(tmp_path, "run", {}) is None
 
 
 @pytest.mark.parametrize("about", [{"width": 10**12}, {"levels": 10**9}, {"classes": 10**12}, {"width": "8"}, {"accuracy": 2}])

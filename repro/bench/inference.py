@@ -136,7 +136,7 @@ def to_fid(setting: Setting) -> Iterator[Row]:
 def _random_classifier(setting: Setting, folder: Path) -> FeatureLayer:
     settings, path = setting.config.classifier, folder / "classifier.safetensors"
     model = Classifier(setting.image_shape[0], 10, settings.width, settings.levels, settings.blocks)
-    save_classifier(path, model, settings, accuracy=0.0)
+    save_classifier(path, model, settings, accuracy=0.0, key="")
     return classifier_layer(Extractor(path=path, sha256=sha256_of_file(path), held_out_accuracy=0.0))
 
 

@@ -242,8 +242,10 @@ class Experiment:
         """Returns the record of a cell, if it has one.
 
         Raises:
-            ReproError: The record is corrupt, or another configuration made it.
+            ReproError: The record is corrupt, another configuration made it, or what lies in the folder of runs is not what it is of.
         """
+        from repro.harness.manifest import check_record
+
         path = record_path(self.results, cell.name)
         if not path.exists():
             return None
@@ -256,6 +258,7 @@ class Experiment:
             raise ReproError(
                 f"{path}: made by another configuration ({difference}); delete it, or keep it and name another --results folder"
             )
+        check_record(self, cell, record)
         return record
 
 

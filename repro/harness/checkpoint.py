@@ -27,6 +27,7 @@ class Progress:
 
     Attributes:
         run: Identity of the run; a checkpoint of another run is refused.
+        inputs: What the run began from, as in its manifest; a checkpoint that began from something else is refused.
         step: Steps done.
         device_seconds: The clock's phases.
         curve: [step, mean loss] pairs of the training curve so far.
@@ -35,6 +36,7 @@ class Progress:
     """
 
     run: str
+    inputs: dict[str, str]
     step: int
     device_seconds: dict[str, float]
     curve: list[list[float]]
@@ -75,28 +77,28 @@ def newest_environment(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def load_newest(folder: Path, run: str) -> tuple[dict[str, Tensor], Progress] | None:
+def load_newest(folder: Path, run: str, inputs: dict[str, str]) -> tuple[dict[str, Tensor], Progress] | None:
     """Reads the newest checkpoint that is whole; None where there is none. Damaged ones are removed, and that is said.
 
     Raises:
-        ReproError: The newest belongs to another run.
+        ReproError: The newest belongs to another run, or began from something else.
     """
     remove_leftovers(folder)
     for step in saved_steps(folder):
         try:
-            return load_checkpoint(folder, step, run)
+            return load_checkpoint(folder, step, run, inputs)
         except DamagedError as error:
             say(f"{error}; it is removed, and the run goes on from the one before it, or from the beginning", to_stderr=True)
             _path(folder, step).unlink(missing_ok=True)
     return None
 
 
-def load_checkpoint(folder: Path, step: int, run: str) -> tuple[dict[str, Tensor], Progress]:
+def load_checkpoint(folder: Path, step: int, run: str, inputs: dict[str, str]) -> tuple[dict[str, Tensor], Progress]:
     """Reads a checkpoint.
 
     Raises:
         DamagedError: The file is no checkpoint, or not what was written.
-        ReproError: It belongs to another run.
+        ReproError: It belongs to another run, or began from something else.
     """
     path = _path(folder, step)
     tensors, said = read_sealed(path)
@@ -106,6 +108,12 @@ def load_checkpoint(folder: Path, step: int, run: str) -> tuple[dict[str, Tensor
         raise DamagedError(f"{path}: no checkpoint of this version ({error})") from error
     if progress.run != run:
         raise ReproError(f"{path}: the checkpoint of another configuration; delete it, or restore the configuration that made it")
+    for name in sorted(progress.inputs.keys() | inputs.keys()):
+        if progress.inputs.get(name) != inputs.get(name):
+            raise ReproError(
+                f"{path}: the run began from other {name} than lies there now; restore what it began from, or delete {path.parent} and "
+                "run the command again, which begins anew"
+            )
     return tensors, progress
 
 

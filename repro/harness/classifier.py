@@ -110,8 +110,8 @@ def classifier_for(images: Images, settings: Settings, cache: Path, report: Repo
         return _shipped(images, settings)
     labels = hashlib.sha256(images.labels.numpy().tobytes()).hexdigest()
     test = images.test.sha256 if images.test is not None else None
-    key = derive_seed("classifier", images.sha256, labels, test, sorted(asdict(settings).items()))
-    path = cache / f"classifier-{images.name}-{key:016x}.safetensors"
+    key = f"{derive_seed('classifier', images.sha256, labels, test, sorted(asdict(settings).items())):016x}"
+    path = cache / f"classifier-{images.name}-{key}.safetensors"
     for _ in distributed.once(path):
         model, accuracy = train_classifier(images, settings, report, path.with_suffix(""))
         if accuracy < settings.least_accuracy:
@@ -120,11 +120,13 @@ def classifier_for(images: Images, settings: Settings, cache: Path, report: Repo
                 f"classifier.least_accuracy asks for {settings.least_accuracy:.1%}; raise classifier.steps"
             )
         if distributed.rank() == 0:
-            save_classifier(path, model, settings, accuracy)
+            save_classifier(path, model, settings, accuracy, key)
     try:
-        read_sealed(path)
+        _, said = read_sealed(path)
     except DamagedError as error:
         raise ReproError(f"{error}; delete it and run the command again") from error
+    if said.get("key") != key:
+        raise ReproError(f"{path}: a classifier of other images or settings, under the name of these; delete it and run the command again")
     return _measured_again(path, *load_classifier(path), sha256_of_file(path), images, settings)
 
 
@@ -157,9 +159,10 @@ def _measured_again(path: Path, model: Classifier, stored: float, sha256: str, i
     return Extractor(path=path, sha256=sha256, held_out_accuracy=stored)
 
 
-def save_classifier(path: Path, model: Classifier, settings: Settings, accuracy: float) -> None:
-    """Writes a classifier, what it takes to build it again, and its accuracy."""
+def save_classifier(path: Path, model: Classifier, settings: Settings, accuracy: float, key: str) -> None:
+    """Writes a classifier, what it takes to build it again, its accuracy, and the key of all that determined it."""
     about = {
+        "key": key,
         "accuracy": accuracy,
         "channels": model.stem.in_channels,
         "classes": model.head.out_features,

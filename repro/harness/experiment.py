@@ -144,6 +144,7 @@ def train_cell(
         loss=lambda trained, batch, step: pixels * loss(trained, batch, step),
         loss_unit=pixels,
         folder=experiment.folder(cell),
+        inputs=inputs_of(experiment, cell),
         compute=config.compute,
         execution=config.execution,
         accumulation=accumulation,
@@ -217,6 +218,7 @@ def _run_cell(experiment: Experiment, method: Method, cell: Cell, label: str, st
     finally:
         report.close()
     record["training"] = product.training
+    record["made"] = {"sha256": made.digest, "inputs": made.inputs}
     record["base"] = origin(experiment.config, cell.seed) | {"sha256": product.base_sha256} if product.base_sha256 else None
     finish_record(experiment, record, clock, report, status="done", reason=None)
     _clean(experiment.folder(cell))

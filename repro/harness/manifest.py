@@ -17,6 +17,7 @@ from repro.errors import ReproError
 from repro.harness.cells import Cell, Experiment
 from repro.harness.heartbeat import HEARTBEAT
 from repro.harness.reading import read_json
+from repro.harness.records import Record, record_path
 from repro.harness.storage import sha256_of_file, sha256_of_json, write_atomically
 
 MADE = "made.json"
@@ -88,9 +89,12 @@ def read_manifest(experiment: Experiment, cell: Cell) -> Manifest:
     folder, experiment = experiment.folder(cell), experiment.of(cell)
     manifest = _parsed(experiment, cell)
     if manifest.identity != experiment.identity(cell):
-        raise ReproError(f"{folder}: made by another configuration; delete the folder, or keep it and name another --runs folder")
+        other = manifest.identity.partition(" ")[0]
+        what = "made by another configuration" if other == cell.name else f"made as another cell, {other}"
+        raise ReproError(f"{folder}: {what}; delete the folder, or keep it and name another --runs folder")
     for name in sorted(manifest.files.keys() ^ set(_names(folder))):
-        raise ReproError(f"{folder / name}: {'missing' if name in manifest.files else 'not of this cell'}; {remedy(folder)}")
+        gone = name in manifest.files
+        raise ReproError(f"{folder / name}: {f'missing; {remedy(folder)}' if gone else 'not of this cell; move it elsewhere'}")
     for name, expected in manifest.files.items():
         if (found := _hash_once(folder / name)) != expected:
             raise ReproError(f"{folder / name}: damaged, its SHA-256 is {found[:16]}..., not {expected[:16]}...; {remedy(folder)}")
@@ -130,6 +134,27 @@ def check_inputs(experiment: Experiment, cell: Cell, manifest: Manifest) -> None
             check_inputs(experiment, needed, theirs)
             if manifest.inputs.get(needed.name) != theirs.digest:
                 raise ReproError(f"{folder}: made from another {needed.name} than the one that lies beside it; {remedy(folder)}")
+
+
+def check_record(experiment: Experiment, cell: Cell, record: Record) -> None:
+    """Makes sure that a record is of what its cell's manifest and those of the cells that it needed say; what is gone is not asked.
+
+    Raises:
+        ReproError: It is of something else, or a manifest is damaged.
+    """
+    if record["status"] != "done":
+        return
+    experiment, made = experiment.of(cell), record.get("made") or {"sha256": None, "inputs": {}}
+    for other, said in [(cell, made["sha256"]), *((needed, made["inputs"].get(needed.name)) for needed in experiment.needs(cell))]:
+        if not is_made(experiment, other):
+            continue
+        manifest = _parsed(experiment, other)
+        base = (record.get("base") or {}).get("sha256", manifest.base_sha256)
+        if base != manifest.base_sha256 or (said or manifest.digest) != manifest.digest:
+            raise ReproError(
+                f"{record_path(experiment.results, cell.name)}: the record is of another {other.name} than the one that lies in "
+                f"{experiment.folder(other)}; restore that one, or delete the record and run the command again"
+            )
 
 
 def remedy(folder: Path) -> str:

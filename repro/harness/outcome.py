@@ -24,6 +24,7 @@ def blank_record(experiment: Experiment, method: Method, cell: Cell) -> Record:
         "variant": _variant(experiment, method),
         "delivered_by": [needed.name for needed in method.delivered_by(cell)],
         "base": None,
+        "made": None,
         "starts_from": base_cell(config, cell.seed).name if method.needs(config, cell) else None,
         "size": None,
         "training": None,

@@ -1,8 +1,9 @@
-"""What one key of a record says of another: whatever can be recomputed is, and a record that contradicts itself is refused."""
+"""What one key of a record says of another, and one record of another: whatever can be recomputed is, and a contradiction is refused."""
 
+import json
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from repro.harness.clock import training_overhead
@@ -30,6 +31,64 @@ def contradiction(record: Record) -> str:
     return next((said for check in CHECKS for said in check(record)), "")
 
 
+def disagreement(records: Sequence[Record]) -> tuple[str, str] | None:
+    """Returns the name of a record of an experiment that others contradict, and what it says that cannot be so; None where all agree."""
+    done = [record for record in records if record["status"] == "done"]
+    return next((found for check in CHECKS_BETWEEN for found in check(done)), None)
+
+
+def _bases(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
+    """At a seed all networks descend from one base."""
+    first: dict[int, Record] = {}
+    for record in sorted(records, key=lambda one: one["cell"]["method"] != "base"):
+        base = (record.get("base") or {}).get("sha256")
+        if base is None:
+            continue
+        other = first.setdefault(record["cell"]["seed"], record)
+        if other["base"]["sha256"] != base:
+            yield (
+                record["cell"]["name"],
+                (f"descends from the base {base[:16]}..., and {other['cell']['name']}.json from {other['base']['sha256'][:16]}..."),
+            )
+
+
+def _inputs(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
+    """What a cell was made from is what lies there as made."""
+    made = {record["cell"]["name"]: record["made"]["sha256"] for record in records if record.get("made")}
+    for record in records:
+        for name, sha256 in (record.get("made") or {}).get("inputs", {}).items():
+            if made.get(name, sha256) != sha256:
+                yield record["cell"]["name"], f"was made from the {name} of {sha256[:16]}..., and {name}.json is of {made[name][:16]}..."
+
+
+def _counts(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
+    """Networks of the same widths have the same counts, and a size P is proportional to the parameters that are left."""
+    same: dict[str, Record] = {}
+    whole: tuple[str, int] | None = None
+    internal: tuple[str, float] | None = None
+    for record in sorted(records, key=lambda one: -((one.get("size") or {}).get("realised") or 0)):
+        name, size = record["cell"]["name"], record.get("size") or {}
+        if size.get("params") is None or size.get("realised") is None:
+            continue
+        if size.get("widths"):
+            other = same.setdefault(json.dumps(size["widths"], sort_keys=True), record)
+            for key in ("params", "macs", "macs_torch_pruning"):
+                if size.get(key) != other["size"].get(key):
+                    yield name, f"has {size.get(key)} {key}, and {other['cell']['name']}.json of the same widths {other['size'].get(key)}"
+        if size["realised"] == 1:
+            whole = whole or (name, size["params"])
+            if whole[1] != size["params"]:
+                yield name, f"has {size['params']} params at size 1, and {whole[0]}.json has {whole[1]}"
+        elif whole:
+            params = (whole[1] - size["params"]) / (1 - size["realised"])
+            internal = internal or (name, params)
+            if not math.isclose(params, internal[1], rel_tol=1e-6):
+                yield name, f"amounts to P = {size['realised']:g} at {size['params']} params, which does not fit {internal[0]}.json"
+
+
+CHECKS_BETWEEN: tuple[Callable[[Sequence[Record]], Iterator[tuple[str, str]]], ...] = (_bases, _inputs, _counts)
+
+
 def _checksum(record: Record) -> Iterator[str]:
     if record["schema_version"] > 1 and CHECKSUM not in record:
         yield f"lacks the key '{CHECKSUM}'"
@@ -52,10 +111,15 @@ def _cell(record: Record) -> Iterator[str]:
 
 
 def _status(record: Record) -> Iterator[str]:
+    start, base = record.get("starts_from"), record.get("base")
+    if record["status"] == "done" and base and bool(start) == (record["cell"]["method"] == "base"):
+        yield f"descends from a base, and starts from {start or 'nothing'}"
     if record["status"] == "failed" and not record.get("reason"):
         yield "has failed without a reason"
     if record["status"] == "done" and record.get("reason"):
         yield "is done, and has a reason for its failure"
+    if record["schema_version"] > 1 and (record["status"] == "done") != bool(record.get("made")):
+        yield f"is {record['status']} and says {'nothing' if record['status'] == 'done' else 'something'} of what was 'made'"
 
 
 def _quality(record: Record) -> Iterator[str]:
@@ -63,7 +127,11 @@ def _quality(record: Record) -> Iterator[str]:
     for key, part in (("quality", quality), ("quality.kid", quality.get("kid") or {})):
         if part and not math.isclose(part["mean"], statistics.fmean(part["values"]), rel_tol=CLOSE):
             yield f"has a {key}.mean of {part['mean']:g}, and its values have {statistics.fmean(part['values']):g}"
-    seeds = quality.get("sampling_seeds")
+    seeds, drawn = quality.get("sampling_seeds"), (record["provenance"].get("config") or {}).get("evaluation") or {}
+    if quality and record["cell"].get("size") is not None:
+        for key, asked in (("n_samples", drawn.get("samples")), ("sampling_seeds", drawn.get("sampling_seeds"))):
+            if asked is not None and quality.get(key) != asked:
+                yield f"has the {key} {quality.get(key)}, and its configuration asks for {asked}"
     if seeds is not None and len(seeds) != len(quality["values"]):
         yield f"has {len(quality['values'])} values of quality for {len(seeds)} sampling seeds"
 
@@ -87,6 +155,11 @@ def _training(record: Record) -> Iterator[str]:
         steps, batch, images = training["steps"], training["batch_size"], training["images"]
         if steps * batch != images:
             yield f"has {images} images of training, and {steps} steps of {batch}"
+    macs = (record.get("size") or {}).get("macs")
+    if macs and training.get("train_pflop") and (training.get("settings") or {}).get("distillation") == 0:
+        passes = 6 * macs * training["images"] / 1e15  # forward, and twice that backward, at 2 FLOP a MAC
+        if not math.isclose(training["train_pflop"], passes + (training.get("scoring_pflop") or 0), rel_tol=CLOSE):
+            yield f"has {training['train_pflop']:g} PFLOP of training, and its MACs and images make {passes:g}"
     if (training.get("scoring_pflop") or 0) > (training.get("train_pflop") or 0) * (1 + CLOSE):
         yield "has more PFLOP of scoring than of training and scoring together"
 

@@ -157,6 +157,13 @@ class Base(Struct):
     trained: Trained | None = None
 
 
+class Made(Struct):
+    """The bytes of what was made: the digest of its manifest, and of what it was made from."""
+
+    sha256: Hash
+    inputs: dict[Text, Hash]
+
+
 class Provenance(Struct):
     """Where the numbers come from."""
 
@@ -187,6 +194,7 @@ class Record(Struct):
     delivered_by: list[CellName] | None = None
     starts_from: CellName | None = None
     base: Base | None = None
+    made: Made | None = None
     size: Size | None = None
     training: Training | None = None
     quality: Quality | None = None

@@ -4,17 +4,19 @@ This module imports neither torch nor the trainer, so that reading records takes
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from repro.errors import ReproError
 from repro.harness.reading import plain, read_json
-from repro.harness.record_checks import CHECKSUM, Record, checksum, contradiction
+from repro.harness.record_checks import CHECKSUM, Record, checksum, contradiction, disagreement
 from repro.harness.record_schema import MOST_LETTERS, malformation
-from repro.harness.storage import write_atomically
+from repro.harness.storage import sha256_of_file, write_atomically
 
-__all__ = ["MOST_LETTERS", "REMEDY", "SCHEMA_VERSION", "Record", "read_record", "read_records", "record_path", "write_record"]
+__all__ = ["MOST_LETTERS", "REMEDY", "SCHEMA_VERSION", "SUMS", "Record", "read_record", "read_records", "record_path", "write_record"]
 
 SCHEMA_VERSION = 2  # 1 had no checksum
+SUMS = "SHA256SUMS"  # beside records of version 1, as `sha256sum` writes and checks it
 REQUIRED_KEYS = ("schema_version", "experiment", "cell", "status", "provenance")
 STATUSES = ("done", "failed")
 REMEDY = "delete it and run the cell again, or restore it from version control"
@@ -33,19 +35,22 @@ def write_record(folder: Path, record: Record) -> Path:
     """
     path = record_path(folder, record["cell"]["name"])
     said: Record = plain(json.loads(json.dumps(record, allow_nan=False)))
-    if said["schema_version"] > 1:
-        said[CHECKSUM] = checksum(said)
+    said[CHECKSUM] = checksum(said)
     write_atomically(path, (json.dumps(said, indent=2, sort_keys=True) + "\n").encode())
     return path
 
 
 def read_record(path: Path) -> Record:
-    """Reads and checks one record.
+    """Reads and checks one record; one of version 1 is believed where `SHA256SUMS` beside it lists it.
 
     Raises:
         ReproError: The file is no JSON, lacks a key, holds something of another kind or out of bounds, contradicts itself, was changed
             since it was written, or is of another schema version or another cell.
     """
+    return _read(path, _sums(path.parent))
+
+
+def _read(path: Path, sums: Mapping[str, str]) -> Record:
     try:
         record = read_json(path)
     except (OSError, ValueError) as error:
@@ -63,6 +68,9 @@ def read_record(path: Path) -> Record:
         raise ReproError(f"{path}: the record is malformed ({problem}); {REMEDY}")
     if record["cell"]["name"] != path.stem:
         raise ReproError(f"{path}: the record of another cell, '{record['cell']['name']}'; give the file its name, or delete it")
+    if record["schema_version"] == 1 and (found := sha256_of_file(path)) != sums.get(path.name):
+        listed = f"lists {sums[path.name][:16]}... for it, not {found[:16]}..." if path.name in sums else "does not list it"
+        raise ReproError(f"{path}: a record of version 1 has no checksum of its own, and {path.parent / SUMS} {listed}; {REMEDY}")
     if problem := contradiction(record):
         raise ReproError(f"{path}: the record {problem}; {REMEDY}")
     checked: Record = record
@@ -73,8 +81,30 @@ def read_records(folder: Path) -> list[Record]:
     """Reads every record of an experiment's folder, in the order of the file names.
 
     Raises:
-        ReproError: The folder does not exist, or one of its records is corrupt.
+        ReproError: The folder does not exist, one of its records is corrupt or contradicts another, or one that is listed is missing.
     """
     if not folder.is_dir():
         raise ReproError(f"{folder}: no such folder of records; run the experiment first or name another folder")
-    return [read_record(path) for path in sorted(folder.glob("*.json"))]
+    paths, sums = sorted(folder.glob("*.json")), _sums(folder)
+    if missing := sorted(sums.keys() - {path.name for path in paths}):
+        raise ReproError(f"{folder / missing[0]}: missing, and {folder / SUMS} lists it; restore it from version control")
+    records = [_read(path, sums) for path in paths]
+    if found := disagreement(records):
+        name, problem = found
+        raise ReproError(f"{record_path(folder, name)}: the record {problem}; {REMEDY}")
+    return records
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 of every file that a folder's `SHA256SUMS` lists, by its name; empty where there is none."""
+    path = folder / SUMS
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ReproError(f"{path}: not readable ({error}); restore it from version control") from error
+    listed = [line.split(maxsplit=1) for line in lines]
+    if not all(len(words) == 2 for words in listed):
+        raise ReproError(f"{path}: a line of it is no SHA-256 with a file's name; restore it from version control")
+    return {name: sha256 for sha256, name in listed}

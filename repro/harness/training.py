@@ -48,6 +48,7 @@ class Run(Generic[Batch]):
         loss: The mean loss of a batch at a step, a scalar; the module is called as often as the step asks, and backward runs once.
         loss_unit: What the curve divides a loss by, so that one that is summed over pixels reads as their mean.
         folder: Keeps the checkpoints, in a folder of their own; None keeps nothing.
+        inputs: What it is made from, as in a manifest; a checkpoint that began from something else is refused.
         compute: Precision and memory layout.
         execution: When checkpoints are written and how many are kept, and whether TensorBoard is told.
         accumulation: In how many parts a rank takes its slice of a batch, one after the other.
@@ -63,6 +64,7 @@ class Run(Generic[Batch]):
     loss: Callable[[nn.Module, Batch, int], Tensor]
     loss_unit: float = 1.0
     folder: Path | None = None
+    inputs: dict[str, str] = field(default_factory=dict)
     compute: Compute = field(default_factory=Compute)
     execution: Execution = field(default_factory=Execution)
     accumulation: int = 1
@@ -223,6 +225,7 @@ class _Loop(Generic[Batch]):
             losses = distributed.gather_tensors(torch.stack(self.pending)[None]) if self.pending else []
             progress = checkpoint.Progress(
                 run=self.run_.identity,
+                inputs=self.run_.inputs,
                 step=step,
                 device_seconds=self.clock.device_seconds(),
                 curve=self.curve,
@@ -271,11 +274,11 @@ def _load(module: nn.Module, run: Run[Batch]) -> tuple[dict[str, Tensor], checkp
         return None
     folder = run.folder / CHECKPOINTS
     # The first rank looks, since it removes what is damaged: all must go on from the same one.
-    found = checkpoint.load_newest(folder, run.identity) if distributed.rank() == 0 else None
+    found = checkpoint.load_newest(folder, run.identity, run.inputs) if distributed.rank() == 0 else None
     step = distributed.gather(found[1].step if found else None)[0]
     if step is None:
         return None
-    tensors, progress = found or checkpoint.load_checkpoint(folder, step, run.identity)
+    tensors, progress = found or checkpoint.load_checkpoint(folder, step, run.identity, run.inputs)
     provenance.changes(progress.environment, distributed.ranks(), run.folder)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
