@@ -90,8 +90,9 @@ def read_manifest(experiment: Experiment, cell: Cell) -> Manifest:
     manifest = _parsed(experiment, cell)
     if manifest.identity != experiment.identity(cell):
         other = manifest.identity.partition(" ")[0]
-        what = "made by another configuration" if other == cell.name else f"made as another cell, {other}"
-        raise ReproError(f"{folder}: {what}; delete the folder, or keep it and name another --runs folder")
+        if other != cell.name:
+            raise ReproError(f"{folder}: the files of another cell, {other}; give the folder its name, or delete it")
+        raise ReproError(f"{folder}: made by another configuration; delete the folder, or keep it and name another --runs folder")
     for name in sorted(manifest.files.keys() ^ set(_names(folder))):
         gone = name in manifest.files
         raise ReproError(f"{folder / name}: {f'missing; {remedy(folder)}' if gone else 'not of this cell; move it elsewhere'}")
@@ -137,10 +138,12 @@ def check_inputs(experiment: Experiment, cell: Cell, manifest: Manifest) -> None
 
 
 def check_record(experiment: Experiment, cell: Cell, record: Record) -> None:
-    """Makes sure that a record is of what its cell's manifest and those of the cells that it needed say; what is gone is not asked.
+    """Makes sure that a record is of what its cell's manifest and those of the cells that it needed say.
+
+    What is gone is not asked, and a manifest that is damaged says nothing: whoever reads from its cell is told.
 
     Raises:
-        ReproError: It is of something else, or a manifest is damaged.
+        ReproError: It is of something else.
     """
     if record["status"] != "done":
         return
@@ -148,7 +151,10 @@ def check_record(experiment: Experiment, cell: Cell, record: Record) -> None:
     for other, said in [(cell, made["sha256"]), *((needed, made["inputs"].get(needed.name)) for needed in experiment.needs(cell))]:
         if not is_made(experiment, other):
             continue
-        manifest = _parsed(experiment, other)
+        try:
+            manifest = _parsed(experiment, other)
+        except ReproError:
+            continue
         base = (record.get("base") or {}).get("sha256", manifest.base_sha256)
         if base != manifest.base_sha256 or (said or manifest.digest) != manifest.digest:
             raise ReproError(
