@@ -4,6 +4,7 @@ This table is light: what makes a cell's product, and all that it needs, is impo
 """
 
 import importlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from repro.config import Config, changed
 from repro.errors import ReproError
 from repro.harness.cells import Cell, Experiment, Method, Product, Variant, base_cell, contradicts_method, joint_cell, scores_cell
 from repro.harness.clock import Clock
+from repro.harness.record_checks import CLOSE, training_pflop
 from repro.harness.records import REMEDY, Record, read_records, record_path
 from repro.ofa.sampling_law import Law
 from repro.variants import FINETUNED, METHOD, TRAINED_ALONE, TRAINED_ONCE
@@ -220,6 +222,14 @@ def known_records(folder: Path) -> list[Record]:
     """
     records = read_records(folder)
     for record in records:
-        if problem := contradicts_method(record, METHODS):
+        if problem := _contradicts_method(record):
             raise ReproError(f"{record_path(folder, record['cell']['name'])}: the record {problem}; {REMEDY}")
     return records
+
+
+def _contradicts_method(record: Record) -> str:
+    """Says what a record says that its method does not do; empty where there is nothing, or the method is none of these."""
+    work = training_pflop(record) if record["cell"]["method"] in METHODS else None
+    if work is not None and not math.isclose(record["training"]["train_pflop"], work, rel_tol=CLOSE):
+        return f"has {record['training']['train_pflop']:g} PFLOP of training, and its MACs and images make {work:g}"
+    return contradicts_method(record, METHODS)
