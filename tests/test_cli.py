@@ -282,7 +282,7 @@ def test_status_after_counts_what_is_done_failed_and_interrupted(tmp_path, noise
     noise_record(tmp_path).write_text(noise)
     failed = json.loads(noise) | {"status": "failed", "reason": "the moon was full"}
     failed["cell"] = {"name": "floor-seed0", "method": "floor", "size": None, "seed": 0}
-    write_record(noise_record(tmp_path).parent, failed | {"quality": None, "samples": None})
+    write_record(noise_record(tmp_path).parent, failed | {"quality": None, "samples": None, "made": None})
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     child.wait()
     beat = {"pid": child.pid, "host": os.uname().nodename, "stage": "training", "done": 7, "total": 12, "seconds": {}}

@@ -38,7 +38,7 @@ CELLS = (
     *(f"{method}-1-seed0" for method in ("ofa", "diff_pruning", "scratch")),  # unpruned, the other two would be diff_pruning again
 )
 KEYS = {
-    *("schema_version", "experiment", "trial", "cell", "status", "reason", "delivered_by", "starts_from", "base"),
+    *("schema_version", "experiment", "trial", "cell", "status", "reason", "delivered_by", "starts_from", "base", "made"),
     *("variant", "size", "training", "quality", "latency", "samples", "cost", "provenance", "sha256"),
 }
 PHASES = {"start", "prepare", "importance", "train", "checkpoint", "lost", "evaluate"}

@@ -52,7 +52,7 @@ def with_hours(record, hours):
 
 
 def failed(record, reason):
-    return record | {"status": "failed", "reason": reason, "quality": None, "size": None, "training": None}
+    return record | {"status": "failed", "reason": reason, "made": None, "quality": None, "size": None, "training": None}
 
 
 # Tables
