@@ -97,6 +97,18 @@ def test_a_flipped_bit_is_named_and_the_remedy_leads_back_to_the_same_numbers(fi
     assert ours["quality"] == theirs["quality"] and ours["base"] == theirs["base"]
 
 
+def test_a_cell_that_is_made_is_judged_again_without_those_that_it_needed(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    monkeypatch.chdir(folder)
+    shutil.rmtree("runs/tiny/ofa_joint-seed0")
+    Path("results/tiny/ofa-0.5-seed0.json").unlink()
+    code, said = typed(main, words("run"))
+    assert code == 0, said
+    ours, theirs = (json.loads((place / "results/tiny/ofa-0.5-seed0.json").read_text()) for place in (folder, finished))
+    assert ours["quality"] == theirs["quality"] and ours["made"] == theirs["made"]
+
+
 def test_a_base_that_was_made_again_with_other_bytes_is_not_taken_for_the_old_one(finished, tmp_path, monkeypatch):
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
@@ -310,7 +322,13 @@ def _other_bytes(record):
     record["made"]["sha256"] = "1" * 64
 
 
+def _other_configuration(record):
+    record["provenance"]["config"]["ofa_training"]["learning_rate"] = 0.005
+    record["provenance"]["config_sha256"] = sha256_of_json(record["provenance"]["config"])
+
+
 TOGETHER = {
+    "configuration": ("ofa-0.5-seed1", _other_configuration, "the record was made under another configuration than ofa-0.5-seed0.json"),
     "base": (
         "ofa-0.5-seed0",
         _other_base,
@@ -413,7 +431,10 @@ def test_an_edited_record_of_before_is_refused(published):
     record["quality"]["values"] = [value / 2 for value in record["quality"]["values"]]
     record["quality"]["mean"] /= 2
     path.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
-    with pytest.raises(ReproError, match=r"ofa-0\.5-seed0\.json: a record of version 1 has no checksum of its own, and .*SHA256SUMS lists"):
+    with pytest.raises(ReproError, match=r"ofa-0\.5-seed0\.json: .*SHA256SUMS lists \w{16}\.\.\. for it, and it is "):
+        known_records(published)
+    write_record(published, record | {"schema_version": 2, "made": {"sha256": "1" * 64, "inputs": {}}})  # nor one of today in its place
+    with pytest.raises(ReproError, match=r"ofa-0\.5-seed0\.json: .*SHA256SUMS lists "):
         known_records(published)
 
 

@@ -228,7 +228,6 @@ def _run_cell(experiment: Experiment, method: Method, cell: Cell, label: str, st
 def _make(experiment: Experiment, method: Method, cell: Cell, clock: Clock, report: CellProgress) -> tuple[Product, Manifest]:
     """Makes a cell's product, or takes up what an earlier life of the run left."""
     folder = experiment.folder(cell)
-    inputs = inputs_of(experiment, cell)
     if distributed.gather(is_made(experiment, cell))[0]:
         made = read_manifest(experiment, cell)
         check_inputs(experiment, cell, made)
@@ -239,6 +238,7 @@ def _make(experiment: Experiment, method: Method, cell: Cell, clock: Clock, repo
         model = load_denoiser(folder / MODEL) if (folder / MODEL).exists() else None
         pixels = method.make(experiment, cell, clock, report).pixels if model is None and method.judged else None
         return Product(model=model, pixels=pixels, training=made.training, realised=made.realised, base_sha256=made.base_sha256), made
+    inputs = inputs_of(experiment, cell)
     if distributed.gather(bool(saved_steps(folder / CHECKPOINTS)))[0]:
         report.note_changes(provenance.changes(newest_environment(folder / CHECKPOINTS), distributed.ranks(), folder))
     else:

@@ -61,6 +61,15 @@ def _bases(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
             )
 
 
+def _configurations(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
+    """The cells of a method ran under one configuration, whatever their size and seed."""
+    first: dict[str, Record] = {}
+    for record in records:
+        other = first.setdefault(record["cell"]["method"], record)
+        if other["provenance"].get("config_sha256") != record["provenance"].get("config_sha256"):
+            yield record["cell"]["name"], f"was made under another configuration than {other['cell']['name']}.json"
+
+
 def _inputs(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
     """What a cell was made from is what lies there as made."""
     made = {record["cell"]["name"]: record["made"]["sha256"] for record in records if record.get("made")}
@@ -95,7 +104,7 @@ def _counts(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
                 yield name, f"amounts to P = {size['realised']:g} at {size['params']} params, which does not fit {internal[0]}.json"
 
 
-CHECKS_BETWEEN: tuple[Callable[[Sequence[Record]], Iterator[tuple[str, str]]], ...] = (_bases, _inputs, _counts)
+CHECKS_BETWEEN: tuple[Callable[[Sequence[Record]], Iterator[tuple[str, str]]], ...] = (_bases, _configurations, _inputs, _counts)
 
 
 def _checksum(record: Record) -> Iterator[str]:

@@ -68,9 +68,10 @@ def _read(path: Path, sums: Mapping[str, str]) -> Record:
         raise ReproError(f"{path}: the record is malformed ({problem}); {REMEDY}")
     if record["cell"]["name"] != path.stem:
         raise ReproError(f"{path}: the record of another cell, '{record['cell']['name']}'; give the file its name, or delete it")
-    if record["schema_version"] == 1 and (found := sha256_of_file(path)) != sums.get(path.name):
-        listed = f"lists {sums[path.name][:16]}... for it, not {found[:16]}..." if path.name in sums else "does not list it"
-        raise ReproError(f"{path}: a record of version 1 has no checksum of its own, and {path.parent / SUMS} {listed}; {REMEDY}")
+    if path.name in sums and (found := sha256_of_file(path)) != sums[path.name]:
+        raise ReproError(f"{path}: {path.parent / SUMS} lists {sums[path.name][:16]}... for it, and it is {found[:16]}...; {REMEDY}")
+    if record["schema_version"] == 1 and path.name not in sums:
+        raise ReproError(f"{path}: a record of version 1 has no checksum of its own, and {path.parent / SUMS} does not list it; {REMEDY}")
     if problem := contradiction(record):
         raise ReproError(f"{path}: the record {problem}; {REMEDY}")
     checked: Record = record
