@@ -283,7 +283,7 @@ def test_a_record_of_another_seed_and_configuration_is_refused(flow, tmp_path):
     path.write_text(json.dumps(record))
     rewrite(path, config={"hours": 1.0}, delivered_by=["ofa_joint-seed1"], samples=None)
     done = repro("choose", "--max-params", "1M", cwd=tmp_path)
-    assert done.returncode == 2 and "ofa-0.5-seed1.json: made by another configuration" in done.stderr
+    assert done.returncode == 2 and "ofa-0.5-seed1.json: the record was made under another configuration" in done.stderr
 
 
 def test_damaged_weights_bar_no_choice_among_the_records(flow, tmp_path):
