@@ -55,10 +55,8 @@ def _bases(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
             continue
         other = first.setdefault(record["cell"]["seed"], record)
         if other["base"]["sha256"] != base:
-            yield (
-                record["cell"]["name"],
-                (f"descends from the base {base[:16]}..., and {other['cell']['name']}.json from {other['base']['sha256'][:16]}..."),
-            )
+            theirs = f"{other['cell']['name']}.json from {other['base']['sha256'][:16]}..."
+            yield record["cell"]["name"], f"descends from the base {base[:16]}..., and {theirs}"
 
 
 def _configurations(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
