@@ -38,8 +38,9 @@ nox.options.sessions = ["lint", "tests"]
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests, about twenty minutes on two cores."""
-    session.run(_python(session, "tests"), "-m", "pytest", "-n", "2", "--dist", "loadfile", *session.posargs)
+    """Run the tests; `-- -m quick` in a minute, `-- --all` with the slow ones, which guard what rarely changes."""
+    workers = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")  # in the order of tests/conftest.py
+    session.run(_python(session, "tests"), "-m", "pytest", *workers, *session.posargs)
 
 
 @nox.session
@@ -65,16 +66,16 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def reproduce_digits(session: nox.Session) -> None:
-    """Train and judge everything on handwritten digits, then draw it: minutes on a CPU."""
+    """Train and judge everything on handwritten digits, then draw it: minutes on a CPU; `-- --config digits_edm` under EDM."""
     python = _python(session)
-    session.run(python, "-m", "repro", "run", "--config", "digits", *session.posargs, *_lanes(session.posargs))
-    session.run(python, "-m", "paper_figures", "--results", "results/local", "--experiment", "digits", "--show")
-    session.run(python, "-m", "paper_figures", "overhead", "--results", "results/local", "--experiment", "digits")
+    request = ["--config", "digits", *session.posargs]
+    session.run(python, "-m", "repro", "run", *request, *_lanes(session.posargs))
+    _draw(session, python, request)
 
 
 @nox.session
 def reproduce_cifar10(session: nox.Session) -> None:
-    """Estimate, check, then run everything on CIFAR-10 and draw it; `-- --config cifar10_short` in about an hour of a modern GPU."""
+    """Estimate, check, run all of CIFAR-10 and draw it; `-- --config cifar10_short` in an hour of a GPU, `-- --config NAME` another."""
     python = _python(session)
     request = ["--config", "cifar10", "--methods", "floor,noise,base,ofa,diff_pruning,random", *session.posargs]
     try:
@@ -83,9 +84,7 @@ def reproduce_cifar10(session: nox.Session) -> None:
         if error.reason == "Returned code 2":  # a mistake, or no GPU: nox itself would make it 1
             raise SystemExit(2) from error
         raise
-    chosen = ["--results", _last(request, "--results") or "results/local", "--experiment", _name_of(_last(request, "--config"))]
-    session.run(python, "-m", "paper_figures", *chosen, "--show")
-    session.run(python, "-m", "paper_figures", "overhead", *chosen)
+    _draw(session, python, request)
 
 
 @nox.session
@@ -134,6 +133,13 @@ def bench(session: nox.Session) -> None:
 def overhead(session: nox.Session) -> None:
     """Print what one training run for all sizes costs beside one run for each."""
     session.run(_python(session), "-m", "paper_figures", "overhead", *session.posargs)
+
+
+def _draw(session: nox.Session, python: str, request: Sequence[str]) -> None:
+    """Draws the experiment that was run, and prints its training overhead."""
+    chosen = ["--results", _last(request, "--results") or "results/local", "--experiment", _name_of(_last(request, "--config"))]
+    session.run(python, "-m", "paper_figures", *chosen, "--show")
+    session.run(python, "-m", "paper_figures", "overhead", *chosen)
 
 
 def _lanes(arguments: Sequence[str]) -> list[str]:

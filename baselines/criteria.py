@@ -1,4 +1,4 @@
-"""Criteria: which channels of a group of coupled layers go first."""
+"""Pruning criteria: scores of the channels of a group of coupled layers."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from torch_pruning.dependency import Group
 from torch_pruning.pruner import function
 
 from baselines.pruning import Score
-from repro.harness.randomness import derive_seed
+from repro.runtime.seeds import derive_seed
 
 LAYERS = (nn.Conv2d, nn.Linear)
 NORMS = (nn.GroupNorm, nn.LayerNorm)
@@ -22,12 +22,12 @@ def magnitude() -> Score:
 
 
 def taylor() -> Score:
-    """Scores a channel by | weight * gradient |, summed over its group, norms included (Diff-Pruning); gradients must be there."""
+    """Scores a channel by | weight * gradient |, summed over its group, norms included (Diff-Pruning); needs gradients."""
     return lambda group: _summed(group, _saliency)
 
 
 def taylor_without_norms() -> Score:
-    """Scores a channel as torch-pruning 1.6.1 does by itself: as `taylor`, but no norm is looked at."""
+    """Scores a channel by torch-pruning 1.6.1's default: as `taylor`, without norms."""
     score: Score = importance.GroupTaylorImportance(group_reduction="sum", normalizer=None)
     return score
 
@@ -48,7 +48,7 @@ def _saliency(weight: Tensor) -> Tensor:
 
 
 def _summed(group: Group, saliency: Callable[[Tensor], Tensor]) -> Tensor | None:
-    """Adds up what every weight of a group says of the group's channels, shape [channels of the first layer]; None where it has none.
+    """Sums the scores of a group's weights by channel, shape [channels of the first layer]; None where it has none.
 
     Of a convolution or linear layer that makes the channels these are the rows, of one that takes them the columns, of a norm its scales.
     Biases are left out, as in Diff-Pruning's code.
@@ -82,8 +82,9 @@ def accumulate_gradients(model: nn.Module, losses: Callable[[int], Tensor], *, t
     largest = 0.0
     for timestep in range(train_timesteps):
         loss = losses(timestep)
-        largest = max(largest, loss.item())
-        if loss.item() < threshold * largest:
+        value = loss.item()
+        largest = max(largest, value)
+        if value < threshold * largest:
             return timestep
         loss.backward()
     return train_timesteps

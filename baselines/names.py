@@ -1,4 +1,4 @@
-"""The recipes by name, with what each does."""
+"""The recipes of independent pruning: name -> description."""
 
 RECIPES = {
     "diff_pruning": "prune by | weight * gradient | summed over the informative timesteps (Fang et al., 2023), then train",

@@ -2,19 +2,21 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from baselines import criteria
 from baselines.pruning import Score, prune_to_params
 from repro.config import Pruning
-from repro.harness.data import Images, to_unit_range
-from repro.harness.denoiser import count_params
-from repro.harness.diffusion import NoisyBatch, image_losses, predictor
-from repro.harness.randomness import derive_seed, generator
+from repro.data.condition import UNCONDITIONAL, Condition
+from repro.data.images import Images
+from repro.data.space import PIXELS, Space
+from repro.diffusion.formulation import Formulation, image_losses, predictor
+from repro.models.denoiser import count_params
+from repro.models.example import example_of
+from repro.runtime.seeds import derive_seed, generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,18 +27,24 @@ class Task:
         base: The network to prune; left as it is.
         params: The parameter size to meet.
         images: Where the pruning criterion's images come from.
-        schedule: The noise schedule.
+        formulation: How they are noised.
         settings: How many images, and the threshold.
         seed: The cell's seed.
+        levels: How many noise levels `scoring_gradients` visits at most.
+        space: What the network sees of an image.
+        condition: What else it is given.
         gradients: Of the base's parameters, by name, where the recipe's criterion needs them: see `scoring_gradients`.
     """
 
     base: nn.Module
     params: int
     images: Images
-    schedule: DDPMScheduler
+    formulation: Formulation
     settings: Pruning
     seed: int
+    levels: int = 1000
+    space: Space = PIXELS
+    condition: Condition = UNCONDITIONAL
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -56,8 +64,8 @@ def starting_network(recipe: str, task: Task, criterion: Criterion | None = None
     """
     if task.params >= count_params(task.base.parameters()):
         return copy.deepcopy(task.base)  # nothing to prune, so nothing to score
-    device = next(task.base.parameters()).device
-    example = (torch.zeros(1, *task.images.pixels.shape[1:], device=device), torch.zeros(1, device=device))
+    _, *shape = task.space.encode(task.images.pixels[:1]).shape
+    example = example_of(task.base, shape, next(task.base.parameters()).device)
     task.base.eval().zero_grad()
     score = criterion(task) if criterion else _own_score(recipe, task)
     pruned = prune_to_params(task.base, task.params, score, example, channels=task.settings.channels)
@@ -77,30 +85,29 @@ def _own_score(recipe: str, task: Task) -> Score:
     return criteria.magnitude()
 
 
-def scoring_gradients(
-    base: nn.Module, images: Images, schedule: DDPMScheduler, settings: Pruning, seed: int
-) -> tuple[dict[str, Tensor], int]:
-    """Returns Diff-Pruning's gradients of one batch and one noise, summed from t = 0 on, and how many timesteps they hold.
+def scoring_gradients(task: Task) -> tuple[dict[str, Tensor], int]:
+    """Returns Diff-Pruning's gradients of one batch and one noise, summed from the least noise on, and how many noise levels they hold.
 
     They depend on the base and the seed, not on a size: one pass serves all.
 
     Returns:
-        Parameter name -> gradient, on the CPU; and the number of timesteps.
+        Parameter name -> gradient, on the CPU; and the number of noise levels.
     """
-    device = next(base.parameters()).device
-    stream = generator(torch.device("cpu"), "diff-pruning", seed)
-    chosen = torch.randperm(len(images), generator=stream)[: settings.images]
-    clean = to_unit_range(images.pixels[chosen]).to(device)
+    base, device = task.base, next(task.base.parameters()).device
+    formulation = task.formulation.to(device)
+    stream = generator(torch.device("cpu"), "diff-pruning", task.seed)
+    chosen = torch.randperm(len(task.images), generator=stream)[: task.settings.images]
+    clean = task.space.encode(task.images.pixels[chosen].contiguous()).to(device)
     noise = torch.randn(clean.shape, generator=stream).to(device)
+    condition = {name: rows[chosen].to(device) for name, rows in task.condition.rows(task.images).items()}
+    ladder = formulation.ladder(task.levels).to(device)
 
-    def loss(timestep: int) -> Tensor:
-        timesteps = torch.full((len(clean),), timestep, dtype=torch.int64, device=device)
-        batch = NoisyBatch(noisy=schedule.add_noise(clean, noise, timesteps), noise=noise, timesteps=timesteps)
-        return image_losses(predictor(base), batch).mean()
+    def loss(rung: int) -> Tensor:
+        batch = formulation.noised(clean, noise, ladder[rung].repeat(len(clean)))
+        return image_losses(predictor(base), replace(batch, condition=condition)).mean()
 
     base.eval()
-    steps = schedule.config.num_train_timesteps
-    used = criteria.accumulate_gradients(base, loss, train_timesteps=steps, threshold=settings.threshold)
+    used = criteria.accumulate_gradients(base, loss, train_timesteps=len(ladder), threshold=task.settings.threshold)
     gradients = {name: parameter.grad.cpu() for name, parameter in base.named_parameters() if parameter.grad is not None}
     base.zero_grad()
     return gradients, used

@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from paper_figures.cells import MissingRecordsError
-from paper_figures.evidence_tables import claims_text, write_claims
-from paper_figures.literature import Literature, literature_beside
+from paper_figures.evidence_tables import claims_text, side_by_side_text, write_claims
 from paper_figures.markup import markdown, printable
 from paper_figures.overhead import write_overhead
 from paper_figures.overhead_text import overhead_text
 from paper_figures.plots import draw_all, evidence_drawings, write_figures
 from paper_figures.published import Published, load_published
+from paper_figures.published_selection import Literature, literature_beside
 from paper_figures.tables import results_table, with_published, write_tables
-from repro.ending import ended
+from repro.cli.ending import ended
 from repro.errors import ReproError
-from repro.harness.records import Record
-from repro.methods import known_records
+from repro.experiment.records import Record
+from repro.grid import known_records
 
 EPILOG = """\
 Reads the records (one JSON file per cell) of each experiment and writes next to them, in FOLDER = results/NAME:
@@ -35,7 +35,7 @@ Figures from the literature stand beside ours, marked as published, where the pr
 examples:
   python -m paper_figures                       everything, for every experiment
   python -m paper_figures tables --show         the table of results on the screen too
-  python -m paper_figures claims                the verdicts on the screen, their tables and figures
+  python -m paper_figures claims                the verdicts on the screen, each experiment's and side by side; their tables and figures
   python -m paper_figures overhead --experiment digits
   python -m paper_figures report                one page for each experiment, to be opened in a browser
 """
@@ -48,14 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     folders = experiment_folders(options.results, options.experiment)
-    published = _published(options)
+    published, read = _published(options), []
     for folder in folders:
         print(folder)
         records = known_records(folder)
+        read.append(records)
         literature = literature_beside(records, published)
         VERBS[options.verb](folder, records, literature)
         if options.show:
             _show(folder, records, literature)
+    if options.verb == "claims" and (beside := side_by_side_text(read)):
+        print("\n" + beside)
     return 0
 
 

@@ -5,26 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from paper_figures.comparable import HARDWARE, Conditions, machine_of, scale_of, telling
+from paper_figures.methods import SHARED_RUNS, sort_key
 from repro.errors import ReproError, one_line
-from repro.harness.record_schema import LEAST, MOST, MOST_LETTERS
-from repro.harness.records import Record
+from repro.experiment.record_schema import LEAST, MOST, MOST_LETTERS
+from repro.experiment.records import Record
 
-METHOD_ORDER = (
-    "base",
-    "ofa",
-    "slimmable",
-    "diff_pruning",
-    "magnitude",
-    "random",
-    "scratch",
-    "untrained",
-    "untrained_random",
-    "floor",
-    "noise",
-)
 MOST_PIXELS = 2**24  # of a strip: 16 images of 1024 x 1024
 COUNTS = ("realised", "params", "macs", "macs_torch_pruning")
-SHARED_RUNS = ("_joint", "_scores")  # how the methods end whose cells serve all sizes and are no network of the tables
 BUSY = "†"  # marks what was timed on a busy machine
 
 
@@ -144,12 +131,6 @@ def cells_of(records: Iterable[Record]) -> list[Cell]:
     return sorted(_with_machines_told(cells), key=lambda cell: (sort_key(cell.method, cell.size), cell.seed, cell.name))
 
 
-def sort_key(method: str, size: float | None) -> tuple[int, str, float]:
-    """Orders rows: known methods first, unknown ones after them by name, sizes descending."""
-    rank = METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER)
-    return rank, method, -size if size is not None else 0.0
-
-
 def _cell(record: Record) -> Cell:
     cell, size, cost = record["cell"], record.get("size") or {}, record.get("cost") or {}
     training, quality = record.get("training") or {}, record.get("quality") or {}
@@ -200,7 +181,7 @@ def _values(values: Sequence[float]) -> tuple[float, ...]:
 
 
 def _strip(samples: Mapping[str, Any], name: str) -> Strip:
-    """Returns the strip of a cell, which lies where this program puts it and nowhere else."""
+    """Returns the strip of a cell; its path must be the one that this program writes."""
     strip = Strip(**{key: samples[key] for key in ("file", "count", "height", "width")}, sha256=samples.get("sha256") or "")
     if strip.file != f"samples/{name}.png":
         raise ValueError(f"samples.file is {strip.file!r:.80}, not 'samples/{name}.png'")
@@ -210,7 +191,7 @@ def _strip(samples: Mapping[str, Any], name: str) -> Strip:
 
 
 def _latency(entry: Mapping[str, Any]) -> Latency:
-    """Returns one latency; another precision or number of threads is another device, as another number of ranks is."""
+    """Returns one latency; its precision and its number of threads are part of the device's name."""
     ms, threads = _number(entry["ms"]), entry.get("threads")
     if not ms or ms < 0 or not 0 < int(entry["batch"]) <= MOST_PIXELS:
         raise ValueError("a latency is not positive")
@@ -230,7 +211,7 @@ def _latency(entry: Mapping[str, Any]) -> Latency:
 
 
 def _device(cost: Mapping[str, Any]) -> str:
-    """Names the device and, when there are several, its ranks: device-hours of other rank counts are another currency."""
+    """Names the device and, when there are several, its ranks: device-hours of other rank counts are not comparable."""
     if not cost:
         return ""
     ranks, name = int(cost["ranks"]), _plain(cost["device_name"])
@@ -238,12 +219,12 @@ def _device(cost: Mapping[str, Any]) -> str:
 
 
 def _plain(name: object) -> str:
-    """Returns a name without what a spreadsheet would take for the beginning of a formula."""
+    """Returns a name without leading characters that begin a formula in a spreadsheet."""
     return one_line(str(name), MOST_LETTERS).lstrip("=+-@ ")
 
 
 def _with_machines_told(cells: Sequence[Cell]) -> list[Cell]:
-    """Returns the cells, the name of each device completed by what tells its machine from others of that name."""
+    """Returns the cells, each device name completed by the facts that distinguish its machine from others of that name."""
     by_device: dict[str, list[Conditions]] = {}
     for cell in cells:
         by_device.setdefault(cell.device, []).append(cell.machine)

@@ -1,4 +1,4 @@
-"""What two numbers must share to be compared: the scale of a quality, and the machine of a cost."""
+"""Conditions under which numbers may be compared: the scale of a quality, and the machine of a cost."""
 
 import re
 from collections import Counter
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repro.errors import ReproError, one_line
-from repro.harness.records import MOST_LETTERS
+from repro.experiment.records import MOST_LETTERS
 
 HARDWARE = ("device", "ranks", "threads")  # of a machine; its other facts are versions of packages
 COUNTS = frozenset({"samples", "reference images"})  # a scale that differs in these alone is that of more or fewer images

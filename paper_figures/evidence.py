@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 from scipy.stats import t as student
 
-from paper_figures.bills import deliverers
 from paper_figures.cells import Cell, cells_of
 from paper_figures.comparable import Conditions, check_comparable, most_common
-from repro.harness.records import Record
+from paper_figures.methods import INDEPENDENT
+from paper_figures.total_cost import deliverers
+from repro.experiment.records import Record
 
 CONFIDENCE = 0.95
 UNDECIDED = "undecided"
 LEAST_SEEDS = 3
-INDEPENDENT = "diff_pruning"  # what a train-once method is held against, size by size
 
 Scores = dict[float, float]
 
@@ -131,7 +131,7 @@ class Grid:
         ]
 
     def imbalances(self, method: str) -> dict[int, float]:
-        """Returns for each seed how unevenly a method serves its sizes: 0 where the smallest fares as well as the largest.
+        """Returns for each seed the imbalance of a method: 0 where its smallest size does as well as its largest.
 
         It is | ln r(P_min) - ln r(P_max) | with r the quality over that of the independently trained net of the same size.
         """
@@ -146,7 +146,7 @@ class Grid:
         return {seed: abs(relative(seed, sizes[0]) - relative(seed, sizes[-1])) for seed in self.seeds(method, INDEPENDENT)}
 
     def costs(self, method: str, sizes: Sequence[float], currency: str) -> dict[int, float]:
-        """Returns for each seed what all the sizes cost together, what delivers them paid once; seeds that lack any of it are left out.
+        """Returns for each seed the total cost of all sizes, each deliverer counted once; seeds that lack any of it are left out.
 
         Args:
             method: The method.
@@ -163,7 +163,7 @@ class Grid:
         return {seed: sum(getattr(cell, currency) or 0.0 for cell in cells) for seed, cells in paid.items()}
 
     def paid(self, method: str, sizes: Sequence[float]) -> dict[int, list[Cell]]:
-        """Returns for each seed the cells that are paid for, what delivers them included; seeds that lack any of them are left out."""
+        """Returns for each seed the cells of the sizes and their deliverers; seeds that lack any of them are left out."""
         found = {}
         for seed, by_size in self.of.get(method, {}).items():
             held = [by_size[size] for size in sizes if size in by_size]
@@ -174,7 +174,7 @@ class Grid:
         return found
 
     def point(self, method: str, sizes: Sequence[float], seeds: Sequence[int]) -> tuple[float, float, float, float] | None:
-        """Returns what a method pays for all the sizes and what it gets, at some seeds; None where it lacks a size at all of them.
+        """Returns the total cost and the mean quality of a method over the sizes, at some seeds; None where it lacks a size at all of them.
 
         Returns:
             Mean over seeds of device-hours, of PFLOP and of the geometric mean of the quality over the sizes, and that one's standard

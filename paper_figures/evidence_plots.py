@@ -4,34 +4,18 @@ import math
 import statistics
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from paper_figures.cells import BUSY, MissingRecordsError
-from paper_figures.evidence import CONFIDENCE, INDEPENDENT, Grid, check_machine
+from paper_figures.evidence import CONFIDENCE, Grid, check_machine
 from paper_figures.evidence_tables import HOW, ablations_table
-from paper_figures.look import drawn, look_of
+from paper_figures.house_style import drawn
+from paper_figures.methods import BUDGETS, INDEPENDENT, LAW_LOOKS, Look, family_look, look_of
 
-# Of the known sampling laws; others are drawn after them, in the looks of their methods.
-LAWS = {
-    "ofa_m1": ("linear, m = 1", "#E69F00", "s"),
-    "ofa": ("linear, m = 3 (the paper's)", "#0072B2", "o"),
-    "ofa_m5": ("linear, m = 5", "#56B4E9", "^"),
-    "ofa_weighted": ("loss weights", "#D55E00", "v"),
-    "ofa_sandwich": ("sandwich", "#009E73", "D"),
-    "slimmable": ("slimmable", "#CC79A7", "P"),
-}
-# Family -> its budgets, smallest first; a line joins them.
-BUDGETS = {
-    "OFA": ("ofa", "ofa_long"),
-    "Diff-Pruning": ("diff_pruning_short", "diff_pruning"),
-    "OFA, each size fine-tuned": ("ofa_finetuned",),
-    "Slimmable": ("slimmable",),
-    "Scratch": ("scratch",),
-}
-FAMILY_LOOKS = {"OFA": "ofa", "Diff-Pruning": "diff_pruning", "Slimmable": "slimmable", "Scratch": "scratch"}
 LAW_FACTORS = ("sampling law", "loss weighting")
 CURRENCIES = {"device_hours": "Device-hours for all sizes", "train_pflop": "Training PFLOP for all sizes"}
 
@@ -94,15 +78,17 @@ def balance(grid: Grid, width: float = 5.6) -> Figure:
     figure = Figure(figsize=(width, 4.2))
     axes = figure.subplots()
     for index, law in enumerate(present):
-        label, colour, marker = _law_look(grid, law)
+        look = _law_look(grid, law)
         sizes, seeds = grid.sizes(law, INDEPENDENT), grid.seeds(law, INDEPENDENT)
         logs = [[math.log(grid.score(law, seed, size) / grid.score(INDEPENDENT, seed, size)) for seed in seeds] for size in sizes]
         means = [statistics.fmean(values) for values in logs]
         errors = [statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0 for values in logs]
         ratios = np.exp(means)
         spread = [ratios - np.exp(np.subtract(means, errors)), np.exp(np.add(means, errors)) - ratios]
-        shifted = np.array(sizes) + 0.006 * (index - len(present) / 2)  # so that error bars do not hide one another
-        axes.errorbar(shifted, ratios, yerr=spread, label=label, color=colour, marker=marker, linewidth=2.2 if law == "ofa" else None)
+        shifted = np.array(sizes) + 0.006 * (index - len(present) / 2)  # dodged, so that error bars do not overlap
+        axes.errorbar(
+            shifted, ratios, yerr=spread, label=look.label, color=look.colour, marker=look.marker, linewidth=2.2 if law == "ofa" else None
+        )
     axes.axhline(1, color="#444444", linestyle="--", linewidth=1.0, label="trained alone (Diff-Pruning)")
     axes.set_xticks(sizes)
     axes.set(xlabel="Size P", ylabel=f"{grid.metric} over that of the size trained alone\n(mean and standard error over seeds)")
@@ -114,15 +100,14 @@ def balance(grid: Grid, width: float = 5.6) -> Figure:
 def _laws(grid: Grid) -> list[str]:
     """Returns the methods that a figure of sampling laws may show: the known ones, then every other variant of the law."""
     others = [method for method, cell in grid.variants().items() if cell.variant and cell.variant.factor in LAW_FACTORS]
-    return list(dict.fromkeys([*LAWS, *sorted(others)]))
+    return list(dict.fromkeys([*LAW_LOOKS, *sorted(others)]))
 
 
-def _law_look(grid: Grid, law: str) -> tuple[str, str, str]:
-    """Returns the label, the colour and the marker of a sampling law."""
-    if law in LAWS:
-        return LAWS[law]
+def _law_look(grid: Grid, law: str) -> Look:
+    if law in LAW_LOOKS:
+        return LAW_LOOKS[law]
     variant, look = grid.variants()[law].variant, look_of(law)
-    return drawn(variant.label if variant else look.label), look.colour, look.marker
+    return replace(look, label=drawn(variant.label if variant else look.label))
 
 
 def quality_vs_cost(grid: Grid, currencies: Sequence[str] = tuple(CURRENCIES), width: float = 7.4) -> Figure:
@@ -170,6 +155,6 @@ def _draw_budgets(axes: Axes, grid: Grid, sizes: Sequence[float], seeds: Sequenc
             continue
         hours, pflop, y, error = zip(*points, strict=True)
         x = hours if currency == "device_hours" else pflop
-        look = look_of(FAMILY_LOOKS.get(family, family))
+        look = family_look(family)
         style = {"markerfacecolor": "none", "linestyle": ":", "linewidth": 0.8} if hollow else {"label": family}
         axes.errorbar(x, y, yerr=error, color=look.colour, marker=look.marker, **style)

@@ -8,15 +8,15 @@ from typing import Any
 
 import pandas as pd
 
-from paper_figures.cells import Cell, MissingRecordsError, sort_key
+from paper_figures.cells import Cell, MissingRecordsError
 from paper_figures.claims import claims_table, compute_is_off
 from paper_figures.comparable import Conditions, IncomparableError
 from paper_figures.evidence import Grid, interval, percent
-from paper_figures.look import look_of
 from paper_figures.markup import BUSY_NOTE, latex, markdown, marked
+from paper_figures.methods import REAL_OR_NOISE, look_of, sort_key
 from paper_figures.tables import scale_note
-from repro.harness.records import Record
-from repro.harness.storage import write_atomically
+from repro.experiment.records import Record
+from repro.files.writing import write_atomically
 
 FACTORS = (
     "method",
@@ -136,8 +136,27 @@ def claims_text(records: Sequence[Record]) -> str:
     return markdown(shown, notes, "Claims", left=3)
 
 
+def side_by_side_text(experiments: Sequence[Sequence[Record]]) -> str:
+    """Returns the verdicts of several experiments on each claim, a column each: what carries over from one to the other."""
+    titles, tables = [], []
+    for records in experiments:
+        grid = Grid(records)
+        if grid.variants():
+            titles.append(str(records[0]["experiment"]))
+            tables.append(claims_table(grid))
+    if len(tables) < 2:
+        return ""
+    shown = pd.DataFrame({"": tables[0]["key"], "Claim": tables[0]["claim"]})
+    for title, table in zip(titles, tables, strict=True):
+        shown[title] = [
+            " ".join(filter(None, [_with_range(row.estimate, row.low, row.high, row.unit), str(row.verdict)])) for row in table.itertuples()
+        ]
+    notes = ["Each experiment on its own scale: a claim carries over where the verdicts agree, and not where its estimates do"]
+    return markdown(shown, notes, "Verdicts side by side", left=len(shown.columns))
+
+
 def printable_claims(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
-    """Returns the table of claims as people read it, and its footnotes."""
+    """Returns the formatted table of claims, and its footnotes."""
     table = claims_table(grid)
     shown = pd.DataFrame(
         {
@@ -191,7 +210,7 @@ def _bases(grid: Grid) -> str:
 
 def _noise_notes(grid: Grid) -> list[str]:
     notes = []
-    for method in ("floor", "noise"):
+    for method in REAL_OR_NOISE:
         scales: dict[Conditions | None, list[float]] = {}
         for cell in grid.cells:
             if cell.method == method and cell.metric == grid.metric and cell.values:
@@ -209,7 +228,7 @@ def _noise_notes(grid: Grid) -> list[str]:
 
 
 def printable_ablations(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
-    """Returns the table of ablations as people read it, and its footnotes."""
+    """Returns the formatted table of ablations, and its footnotes."""
     table = ablations_table(grid)
     metrics = [column for column in table.columns if column.startswith(f"{grid.metric} ") and not column.endswith("std_error")]
     metrics.sort(key=lambda column: -float(column.rpartition(" ")[2]))

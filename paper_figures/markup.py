@@ -1,4 +1,4 @@
-"""The table of results as people read it: scaled, with footnotes, in Markdown and LaTeX."""
+"""Formats the table of results: scaled, with footnotes, in Markdown and LaTeX."""
 
 import math
 import re
@@ -8,7 +8,8 @@ from numbers import Integral
 import pandas as pd
 
 from paper_figures.cells import BUSY
-from paper_figures.look import look_of
+from paper_figures.methods import look_of
+from repro.text_table import markdown_table
 
 SHARED_COST = (
     "device-hours and PFLOP are those of one joint training, shared by all of its sizes, and this size's extraction: "
@@ -62,11 +63,9 @@ def printable(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 def markdown(shown: pd.DataFrame, notes: Sequence[str], title: str, *, left: int = 1) -> str:
     """Writes a table of strings as Markdown, its columns aligned for reading as plain text too: the first `left` ones to the left."""
     cells = [[_markdown_text(text) for text in row] for row in [list(shown.columns), *shown.to_numpy().tolist()]]
-    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["| " + " | ".join(_aligned(row, widths, left)) + " |" for row in cells]
-    rule = "| " + " | ".join("-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)) + " |"
+    lines = markdown_table(cells, "l" * left + "r" * (len(shown.columns) - left))
     footer = "".join(f"\n- {_markdown_text(note)}." for note in notes)
-    return f"# {_markdown_text(title)}\n\n" + "\n".join([lines[0], rule, *lines[1:]]) + f"\n{footer}\n"
+    return f"# {_markdown_text(title)}\n\n" + "\n".join(lines) + f"\n{footer}\n"
 
 
 def latex(shown: pd.DataFrame, notes: Sequence[str], title: str, *, label: str = "tab:results") -> str:
@@ -95,7 +94,7 @@ def latex(shown: pd.DataFrame, notes: Sequence[str], title: str, *, label: str =
 
 
 def latex_text(text: str) -> str:
-    """Escapes what LaTeX would take for a command; what its default fonts lack becomes a question mark."""
+    """Escapes the special characters of LaTeX; a character that its default fonts lack becomes a question mark."""
     known = "".join(character if ord(character) < 256 or character in LATEX_ESCAPES else "?" for character in text)
     return "".join(LATEX_ESCAPES.get(character, character) for character in known)
 
@@ -149,9 +148,5 @@ def _with_error(means: "pd.Series[float]", errors: "pd.Series[float]") -> list[s
 
 
 def _markdown_text(text: str) -> str:
-    """Escapes what Markdown would take for a column, code, a link, an image or HTML."""
+    """Escapes Markdown's special characters."""
     return re.sub(r"[\\|`<\[\]]", r"\\\g<0>", text).replace("\n", " ")
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int], left: int) -> list[str]:
-    return [text.ljust(width) if i < left else text.rjust(width) for i, (text, width) in enumerate(zip(row, widths, strict=True))]

@@ -1,4 +1,4 @@
-"""What it costs to have every size: one joint training against one independent training per size."""
+"""Training overhead of all sizes: one joint training against one independent training per size."""
 
 import math
 from collections.abc import Collection, Iterable, Sequence
@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from paper_figures.cells import MissingRecordsError, sort_key
-from paper_figures.terms import Term, overhead_terms
-from repro.harness.records import Record
-from repro.harness.storage import write_atomically
+from paper_figures.cells import MissingRecordsError
+from paper_figures.methods import sort_key
+from paper_figures.overhead_terms import Term, overhead_terms
+from repro.experiment.records import Record
+from repro.files.writing import write_atomically
 
 CSV_COLUMNS = ("device", "approach", "term", "device_hours", "busy", "train_pflop", "n_seeds")
 
@@ -91,7 +92,7 @@ def comparisons(terms: Sequence[Term]) -> list[Comparison]:
 
 
 def serving(terms: Iterable[Term], sizes: Collection[float | None]) -> list[Term]:
-    """Returns the terms that are paid for some sizes: their own, and what any of them shares."""
+    """Returns the terms of some sizes: their own, and those that any of them shares."""
     return [term for term in terms if term.size in sizes or any(size in sizes for size in term.serves)]
 
 

@@ -7,10 +7,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from paper_figures.cells import BUSY, MissingRecordsError
-from paper_figures.look import drawn, look_of
+from paper_figures.house_style import drawn
+from paper_figures.methods import look_of
 from paper_figures.overhead import Comparison, comparisons, total, why_not
-from paper_figures.terms import Term, overhead_terms
-from repro.harness.records import Record
+from paper_figures.overhead_terms import Term, overhead_terms
+from repro.experiment.records import Record
 
 
 def overhead(records: Sequence[Record], width: float = 5.6) -> Figure:

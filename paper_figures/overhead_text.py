@@ -2,21 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 
-from paper_figures.evidence import INDEPENDENT, Grid, check_machine
-from paper_figures.look import look_of
+from paper_figures.evidence import Grid, check_machine
+from paper_figures.methods import EQUAL, INDEPENDENT, LONGER_OR_SHORTER, look_of
 from paper_figures.overhead import Comparison, comparisons, total, why_not
-from paper_figures.terms import Term, overhead_terms
-from repro.harness.records import Record
+from paper_figures.overhead_terms import Term, overhead_terms
+from repro.experiment.records import Record
+from repro.text_table import text_table
 
 CURRENCIES = ("device_hours", "train_pflop")
-WIDTH = 56
 BUSY_WORDS = " (busy machine)"
-FAIR = {
-    "equal images per run": ("ofa", "slimmable", INDEPENDENT),
-    "equal total compute, that of all independent runs": ("ofa_long", INDEPENDENT),
-    "equal total compute, that of one joint run": ("ofa", "diff_pruning_short"),
-}
-NAMES = {"ofa_long": "OFA, trained longer", "diff_pruning_short": "Diff-Pruning, trained shorter"}
+
+Row = tuple[str, ...]  # of a label, device-hours, PFLOP and quality, or of a text alone
 
 
 def overhead_text(records: Iterable[Record]) -> str:
@@ -42,32 +38,29 @@ def overhead_text(records: Iterable[Record]) -> str:
 
 
 def _fair_blocks(grid: Grid) -> list[str]:
-    """Returns the comparisons at equal images or compute, with size 1 and, where other sizes are left, without."""
+    """Returns the comparisons at equal images per run or at equal compute, with size 1 and, where other sizes are left, without."""
     grids = [grid, grid.without_whole()] if 1.0 in grid.sizes("ofa", INDEPENDENT) else [grid]
     return [_fair(each) for each in grids if each.sizes("ofa", INDEPENDENT)]
 
 
 def _fair(grid: Grid) -> str:
-    """Returns two comparisons in which one thing is equal: the images that each size sees, or the compute of all sizes together."""
+    """Returns comparisons at equal images per run, and at equal total compute."""
     sizes = grid.sizes("ofa", INDEPENDENT)
     over = f"sizes {_sizes(sizes)}" if 1.0 in sizes else "without size 1"
-    lines = [_line(f"Quality for the cost, {over}", "device-hours", "PFLOP", grid.metric)]
-    for title, methods in FAIR.items():
+    rows: list[Row] = [(f"Quality for the cost, {over}", "device-hours", "PFLOP", grid.metric)]
+    for title, methods in EQUAL.items():
         present = [method for method in methods if method in grid.of]
         seeds = grid.seeds(*present) if present else []  # the same for all, so that differences are paired
         check_fair(grid, present, sizes, seeds)
-        rows = [(method, point) for method in present if (point := grid.point(method, sizes, seeds))]
-        if len(rows) > 1:
-            lines.append(f"  {title} (seeds {', '.join(map(str, seeds))}):")
-            lines += [
-                _line(_name(grid, name, sizes, seeds), _amount(point[0]), _amount(point[1]), f"{point[2]:.2f}") for name, point in rows
-            ]
-    lines.append(f"  ({grid.metric}: geometric mean over the sizes, mean over seeds)")
-    return "\n".join(lines) + "\n"
+        points = [(_name(grid, method, sizes, seeds), point) for method in present if (point := grid.point(method, sizes, seeds))]
+        if len(points) > 1:
+            rows.append((f"  {title} (seeds {', '.join(map(str, seeds))}):",))
+            rows += [(name, _amount(hours), _amount(pflop), f"{quality:.2f}") for name, (hours, pflop, quality, _) in points]
+    return _block([*rows, (f"  ({grid.metric}: geometric mean over the sizes, mean over seeds)",)])
 
 
 def check_fair(grid: Grid, methods: Sequence[str], sizes: Sequence[float], seeds: Sequence[int]) -> None:
-    """Refuses to set methods side by side that were judged on several scales, or whose hours are those of several machines.
+    """Refuses to compare methods whose qualities are on several scales, or whose hours are of several machines.
 
     Raises:
         IncomparableError: They were.
@@ -80,12 +73,12 @@ def check_fair(grid: Grid, methods: Sequence[str], sizes: Sequence[float], seeds
 def _name(grid: Grid, method: str, sizes: Sequence[float], seeds: Sequence[int]) -> str:
     paid = grid.paid(method, sizes)
     busy = any(cell.busy for seed in seeds for cell in paid.get(seed, []))
-    return f"    {NAMES.get(method, look_of(method).label)}{BUSY_WORDS if busy else ''}"
+    return f"    {LONGER_OR_SHORTER.get(method, look_of(method).label)}{BUSY_WORDS if busy else ''}"
 
 
 def _bills(device: str, terms: Sequence[Term]) -> str:
     """Returns each approach's terms and total, the base's apart."""
-    lines = [f"Training overhead on {device}, mean over seeds, without evaluation"]
+    rows: list[Row] = [(f"Training overhead on {device}, mean over seeds, without evaluation",)]
     for approach in dict.fromkeys(term.approach for term in terms):
         own = [term for term in terms if term.approach == approach]
         seeds = sorted({term.n_seeds for term in own})
@@ -93,43 +86,45 @@ def _bills(device: str, terms: Sequence[Term]) -> str:
         title = f"{look_of(approach).label} ({counted})"
         if approach == "base":
             title += ", needed by all and in no total"
-        lines += ["", _line(title, "device-hours", "PFLOP")]
-        lines += [
-            _line(f"  {term.term}{BUSY_WORDS if term.busy else ''}", _amount(term.device_hours), _amount(term.train_pflop)) for term in own
-        ]
+        rows += [("",), (title, "device-hours", "PFLOP", "")]
+        rows += [_row(f"  {term.term}", (term.device_hours, term.train_pflop), busy=term.busy) for term in own]
         if len(own) > 1:
-            busy = BUSY_WORDS if any(term.busy for term in own) else ""
-            lines.append(_line(f"  total{busy}", *(_amount(total(own, currency)) for currency in CURRENCIES)))
-    return "\n".join(lines) + "\n"
+            totals = [total(own, currency) for currency in CURRENCIES]
+            rows.append(_row("  total", totals, busy=any(term.busy for term in own)))
+    return _block(rows)
 
 
 def _verdict(pair: Comparison) -> str:
     """Returns the ratios and break-even points of one independent method against OFA."""
     label = look_of(pair.method).label
-    lines = [_line(f"{label} against OFA, sizes {_sizes(pair.sizes)}", "device-hours", "PFLOP")]
-    lines += _totals(pair, label, with_base_size=True)
+    rows: list[Row] = [(f"{label} against OFA, sizes {_sizes(pair.sizes)}", "device-hours", "PFLOP", "")]
+    rows += _totals(pair, label, with_base_size=True)
     if 1.0 in pair.sizes and len(pair.sizes) > 1:
-        lines.append("  without size 1, which is free to who prunes independently (it is the base):")
-        lines += _totals(pair, label, with_base_size=False)
+        rows.append(("  without size 1, which is free to who prunes independently (it is the base):",))
+        rows += _totals(pair, label, with_base_size=False)
     if pair.left_out:
-        lines.append(f"  (not compared, for only one of the two has them: sizes {_sizes(pair.left_out)})")
-    return "\n".join(lines) + "\n"
+        rows.append((f"  (not compared, for only one of the two has them: sizes {_sizes(pair.left_out)})",))
+    return _block(rows)
 
 
-def _totals(pair: Comparison, label: str, *, with_base_size: bool) -> list[str]:
+def _totals(pair: Comparison, label: str, *, with_base_size: bool) -> list[Row]:
     sides = [pair.versus(currency, with_base_size=with_base_size) for currency in CURRENCIES]
     busy = BUSY_WORDS if any(side and side.busy for side in sides) else ""
     return [
-        _line("  OFA total", *(_amount(side.ofa if side else None) for side in sides)),
-        _line(f"  {label} total", *(_amount(side.independent if side else None) for side in sides)),
-        _line(f"  {label} / OFA{busy}", *(f"{side.ratio:.2f}" if side else "" for side in sides)),
-        _line(f"  {label}, mean per size", *(_amount(side.mean_per_size if side else None) for side in sides)),
-        _line("  OFA is cheaper from this many sizes on", *(str(side.break_even) if side else "" for side in sides)),
+        _row("  OFA total", [side.ofa if side else None for side in sides]),
+        _row(f"  {label} total", [side.independent if side else None for side in sides]),
+        (f"  {label} / OFA{busy}", *(f"{side.ratio:.2f}" if side else "" for side in sides), ""),
+        _row(f"  {label}, mean per size", [side.mean_per_size if side else None for side in sides]),
+        ("  OFA is cheaper from this many sizes on", *(str(side.break_even) if side else "" for side in sides), ""),
     ]
 
 
-def _line(label: str, hours: str, pflop: str, quality: str = "") -> str:
-    return f"{label:<{WIDTH}} {hours:>12} {pflop:>12} {quality:>16}".rstrip()
+def _row(label: str, amounts: Iterable[float | None], *, busy: bool = False) -> Row:
+    return f"{label}{BUSY_WORDS if busy else ''}", *map(_amount, amounts), ""
+
+
+def _block(rows: Iterable[Row]) -> str:
+    return "\n".join(text_table(rows, "lrrr")) + "\n"
 
 
 def _amount(value: float | None) -> str:

@@ -9,20 +9,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter
 
-from paper_figures.cells import MissingRecordsError, sort_key
+from paper_figures.cells import MissingRecordsError
 from paper_figures.comparable import IncomparableError
 from paper_figures.evidence import Grid
 from paper_figures.evidence_plots import ablations, balance, quality_vs_cost
-from paper_figures.look import drawn, house_style, look_of, save_figure
+from paper_figures.house_style import drawn, house_style, save_figure
+from paper_figures.methods import REAL_OR_NOISE, look_of, sort_key
 from paper_figures.overhead_plot import overhead
 from paper_figures.published import Published
 from paper_figures.published_points import Point, add_published_legend, draw_published
-from paper_figures.strips import samples
+from paper_figures.sample_grid import samples
 from paper_figures.tables import metrics_of, results_table
-from repro.harness.records import Record
+from repro.experiment.records import Record
 
 LOG_FROM_RATIO = 20
-NOT_A_LINE = ("floor", "noise")
 ASK_FOR_RUN = "run `python -m repro run`"
 WITH_CONTROLS, TRAINED_ONLY = "With untrained controls", "Trained only"
 
@@ -164,7 +164,7 @@ def _scales(table: pd.DataFrame, metric: str, column: str) -> list[str]:
 def _on_scale(table: pd.DataFrame, scale: str) -> pd.DataFrame:
     """Returns the rows of a scale; images that no network drew have no sampler, which is the last of its facts."""
     without_sampler = scale.partition("; sampler ")[0]
-    return table[(table["scale"] == scale) | (table["method"].isin(NOT_A_LINE) & (table["scale"] == without_sampler))]
+    return table[(table["scale"] == scale) | (table["method"].isin(REAL_OR_NOISE) & (table["scale"] == without_sampler))]
 
 
 def _told(scale: str, scales: Sequence[str]) -> str:
@@ -185,8 +185,8 @@ def _draw_quality(
 ) -> None:
     """Draws a line per method (and device, where there are several), and the floor dashed; noise would only stretch the axis."""
     value, error = columns
-    present = [method for method in dict.fromkeys(rows["method"]) if method not in NOT_A_LINE]
-    several = rows.loc[rows[value].notna() & ~rows["method"].isin(NOT_A_LINE), "device"].nunique() > 1
+    present = [method for method in dict.fromkeys(rows["method"]) if method not in REAL_OR_NOISE]
+    several = rows.loc[rows[value].notna() & ~rows["method"].isin(REAL_OR_NOISE), "device"].nunique() > 1
     for method in sorted(present, key=lambda method: sort_key(method, None)):
         look = look_of(method)
         own = rows[rows["method"] == method]

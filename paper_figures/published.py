@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from repro.config.sections import METRICS, check, one_of
 from repro.errors import ReproError, one_line
-from repro.harness.reading import MOST_INTEGER, read_toml
-from repro.sections import METRICS, check, one_of
+from repro.files.reading import MOST_INTEGER, read_toml
 
 SECTIONS = ("sources", "references", "protocols", "entries")
 TORCH_PRUNING = "torch-pruning"
@@ -64,6 +64,7 @@ class Protocol:
         spacing: Of the sampler's timesteps.
         eta: DDIM's noise.
         clip_sample: Whether the predicted clean image is clipped to [-1, 1] at every step.
+        churn: EDM's S_churn, the noise that its sampler adds.
         tool: What computed the FID.
     """
 
@@ -78,6 +79,7 @@ class Protocol:
     spacing: str | None = None
     eta: float | None = None
     clip_sample: bool | None = None
+    churn: float | None = None
     tool: str | None = None
 
     def __post_init__(self) -> None:

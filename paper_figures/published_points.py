@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
 
-from paper_figures.look import LOOKS, drawn, look_of
+from paper_figures.house_style import drawn
+from paper_figures.methods import LOOKS, look_of
 from paper_figures.published import Published
 
 GREY = "#555555"

@@ -9,18 +9,18 @@ from typing import Any
 
 import pandas as pd
 
-from paper_figures.bills import Bill, bill, deliverers, mean
-from paper_figures.cells import Cell, MissingRecordsError, cells_of, sort_key
+from paper_figures.cells import Cell, MissingRecordsError, cells_of
 from paper_figures.comparable import COUNTS, Conditions, against_most, most_common
-from paper_figures.literature import NO_LITERATURE, Literature, Shown
 from paper_figures.markup import latex, markdown, printable
-from repro.harness.records import Record
-from repro.harness.storage import write_atomically
+from paper_figures.methods import REAL_OR_NOISE, sort_key
+from paper_figures.published_selection import NO_LITERATURE, Literature, Shown
+from paper_figures.total_cost import TotalCost, deliverers, mean, total_cost
+from repro.experiment.records import Record
+from repro.files.writing import write_atomically
 
 COUNT_COLUMNS = {"realised": "realised_size", "params": "params", "macs": "macs", "macs_torch_pruning": "macs_torch_pruning"}
 WHOLE = ("params", "macs", "macs_torch_pruning", "n_values", "n_samples", "n_seeds")
 TEXT = ("method", "device", "busy_machine", "spread_over", "scale", "note")
-REAL_OR_NOISE = ("floor", "noise")
 
 Row = dict[str, Any]
 Key = tuple[str, float | None, str, str, Conditions | None]
@@ -103,7 +103,7 @@ def scale_note(scale: Conditions, most: Conditions) -> str:
 
 
 def _key(cell: Cell) -> Key:
-    """Returns what the cells of a row share; images that no network drew cost nothing, on whatever machine."""
+    """Returns the key that the cells of a row share; real images and noise cost nothing, so their device is none."""
     return cell.method, cell.size, "" if cell.method in REAL_OR_NOISE else cell.device, cell.trained_on, cell.scale
 
 
@@ -166,9 +166,9 @@ def _row(group: Sequence[Cell], failed: Sequence[Cell], by_name: Mapping[str, Ce
     if len({cell.counts.get("params") for cell in group}) > 1:
         notes.append("sizes differ between seeds; their mean is shown")
     if first.method not in REAL_OR_NOISE:
-        bills = [bill(cell, by_name) for cell in group]
-        row |= _costs(bills)
-        notes += sorted({part.note for part in bills if part.note})
+        costs = [total_cost(cell, by_name) for cell in group]
+        row |= _costs(costs)
+        notes += sorted({part.note for part in costs if part.note})
         notes += [f"trained once, on {first.trained_on}: the cost of that training, outside the comparison"] if first.trained_on else []
     row |= quality_of(group)
     row["note"] = "; ".join(notes)
@@ -194,11 +194,11 @@ def _published_row(item: Shown) -> Row:
     }
 
 
-def _costs(bills: Sequence[Bill]) -> Row:
+def _costs(costs: Sequence[TotalCost]) -> Row:
     return {
-        "device_hours": mean(part.device_hours for part in bills),
-        "busy_machine": "yes" if any(part.busy for part in bills) else "",
-        "train_pflop": mean(part.train_pflop for part in bills),
+        "device_hours": mean(part.device_hours for part in costs),
+        "busy_machine": "yes" if any(part.busy for part in costs) else "",
+        "train_pflop": mean(part.train_pflop for part in costs),
     }
 
 
@@ -219,7 +219,7 @@ def quality_of(group: Sequence[Cell]) -> Row:
 
 
 def _framed(rows: Sequence[Row], metrics: Sequence[str]) -> pd.DataFrame:
-    """Puts rows into a frame of fixed columns and types: whole numbers stay whole next to blanks."""
+    """Builds a frame of fixed columns and nullable types: integers stay integers next to blanks."""
     quality = [column for metric in metrics for column in (metric, f"{metric}_std_error")]
     columns = ["method", "size", *COUNT_COLUMNS.values(), "device", "device_hours", "busy_machine", "train_pflop"]
     columns += [*quality, "spread_over", "n_values", "n_samples", "n_seeds", "scale", "note"]

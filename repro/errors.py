@@ -1,4 +1,4 @@
-"""The ways in which a command ends other than well, each with its exit code."""
+"""Errors of a command, each with its exit code."""
 
 import errno
 import os
@@ -7,14 +7,16 @@ import signal
 
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again; a scheduler requeues it
 MOST_LETTERS = 2000  # of a message: what a file holds may be quoted in it
-# What a terminal would obey: control characters, line separators, and those that turn the direction of writing; and halves of characters.
+# Control characters, line separators, bidirectional controls and lone surrogates.
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def one_line(text: str, most: int = MOST_LETTERS) -> str:
-    """Returns a text on one line, without anything that a terminal would obey, its middle left out where it is too long."""
+    """Returns a text on one line, its control characters escaped, its middle left out where it is too long."""
     if len(text) > most:
         text = f"{text[: most // 2]} ... {text[-most // 2 :]}"
+    if text.isascii() and text.isprintable():
+        return text
     return _OBEYED.sub(lambda found: " " if found[0] in "\t\n\r" else found[0].encode("unicode_escape").decode(), text)
 
 
@@ -46,7 +48,7 @@ class LostRankError(ReproError):
 
 
 class InterruptionError(BaseException):
-    """A signal asked the process to end, and what can be gone on with is on the disk.
+    """A signal asked the process to end; what a resumed run needs is on the disk.
 
     No `Exception`, like `KeyboardInterrupt`: no code that handles errors may take it for one.
     """

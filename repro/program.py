@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """How a command is started again: in ranks, in cells side by side, in jobs, in the remedies of messages.
+    """How the program is started: by ranks, parallel cells, jobs, and in the remedies of messages.
 
     Attributes:
         words: What follows the interpreter, wherever the command is started from.

@@ -1,4 +1,4 @@
-"""How a size P, and a cell of it, is written where a user, a command or a file name has to find it again."""
+"""Exact text of a size P, and the name of a cell, for users, commands and file names."""
 
 
 def size_text(size: float) -> str:

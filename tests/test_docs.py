@@ -1,4 +1,4 @@
-"""Every block of code in README.md and docs/ is run, heavy commands in small; and what the pages say of the code holds."""
+"""Every block of code in the READMEs and docs/ is run, heavy commands in small; and what the pages say of the code holds."""
 
 import ast
 import csv
@@ -7,14 +7,18 @@ import json
 import re
 import shlex
 import signal
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 
 import numpy as np
 import pytest
-from blocks import PAGES, ROOT, Scratch, Small, blocks, blocks_of
+from support.blocks import PAGES, ROOT, Scratch, Small, blocks, blocks_of
 
 from repro.config import load_config
 from repro.errors import INTERRUPTED, InterruptionError, ReproError, RunError
+from repro.launch.processes import read_hosts
+from repro.runtime import distributed
 
 BLOCKS = blocks()
 DOCS = ROOT / "docs"
@@ -49,7 +53,9 @@ CLUSTER = f"--config digits --results cluster/{{0}} --runs cluster/{{0}} --metho
 TABLE = {
     LOCAL: Small(words=f"-- --sizes 0.5 --methods floor,base,ofa,random {DIGITS}", says="fid_classifier"),
     "nox -s reproduce_digits -- --seeds 0,1,2": Small(words=f"--methods floor {DIGITS}", after=(LOCAL,)),
-    "nox -s reproduce_digits -- --config digits_transformer": Small(words=f"--methods base {DIGITS}"),
+    "nox -s reproduce_digits -- --config digits_transformer": Small(
+        words=f"--methods base {DIGITS}", says="Results of the experiment digits_transformer"
+    ),
     "nox -s baselines": Small(words=f"-- --methods magnitude --sizes 0.5 {DIGITS}", after=(LOCAL,)),
     "nox -s evidence": Small(words=f"-- --methods floor --seeds 0 {DIGITS}", after=(LOCAL,), says="no records of any ablation"),
     "nox -s reproduce_cifar10 -- --config cifar10_short": Small(words=f"--set hours=0.01 {NARROWED}", code=2, says="it has no GPU"),
@@ -80,6 +86,12 @@ TABLE = {
     "torchrun --standalone --nproc-per-node 8 --module repro run --config cifar10 --yes": Small(
         swap=("node 8", "node 2"), words=CLUSTER.format("torchrun"), says="2 ranks"
     ),
+    "nox -s reproduce_cifar10 -- --config cifar10_short --parallel-cells 8": Small(
+        words=f"--set hours=0.01 {NARROWED}", code=2, says="it has no GPU"
+    ),
+    "python -m pytest tests/gpu -s": Small(says="skipped"),
+    "python -m repro.bench": Small(words="--only memory --rounds 1 --steps 1", says="peak memory"),
+    "python -m repro run --config cifar10_short --yes": Small(words=f"--set hours=0.01 {NARROWED}", code=2, says="it has no GPU"),
     "python -m repro status --config cifar10 --watch": Small(code=130, stopped=True, says="missing"),
     "python -m repro run --config shapes.toml --methods floor,noise,base,ofa": Small(
         words=f"--sizes 0.5 {DIGITS}", after=("python shapes.py",)
@@ -94,6 +106,18 @@ TABLE = {
     "python spread.py run --sizes 0.5": Small(words=DIGITS, after=(LOCAL,), says="spread-0.5-seed0"),
     "python cubic_law.py": Small(words="--help", says="python cubic_law.py [-h] VERB"),
     "python cubic_law.py run": Small(words=f"--sizes 0.5 {DIGITS}", after=(LOCAL,), says="cubic_joint-seed0"),
+    "python moments.py": Small(words="--help", says="python moments.py [-h] VERB"),
+    "python moments.py run --methods floor,noise,base ...": Small(words=DIGITS, says="base-1-seed0: moments"),
+    "python midpoint.py": Small(words="--help", says="python midpoint.py [-h] VERB"),
+    "python midpoint.py run --methods base,ofa ...": Small(words=f"--sizes 0.5 {DIGITS}", says="ofa-0.5-seed0: fid_classifier"),
+    "python flow.py": Small(words="--help", says="python flow.py [-h] VERB"),
+    "python flow.py run ...": Small(words=DIGITS, says="ofa-0.5-seed0: fid_classifier"),
+    "python parity.py": Small(words="--help", says="python parity.py [-h] VERB"),
+    "python parity.py run ...": Small(words=DIGITS, says="ofa-0.5-seed0: fid_classifier"),
+    "python plain_net.py": Small(words="--help", says="python plain_net.py [-h] VERB"),
+    "python plain_net.py run ...": Small(words=DIGITS, says="random-0.5-seed0: fid_classifier"),
+    "python folded.py": Small(words="--help", says="python folded.py [-h] VERB"),
+    "python folded.py run ...": Small(words=DIGITS, says="ofa-0.5-seed0: fid_classifier"),
     "python cut_alone.py": Small(words="--help", says="python cut_alone.py [-h] VERB"),
     "python cut_alone.py run": Small(words=f"--sizes 0.5 {DIGITS}", after=(LOCAL,), says="cut_alone-0.5-seed0"),
     "python -m paper_figures --results results/local --experiment digits --show": Small(
@@ -120,6 +144,7 @@ def scratch(tmp_path_factory):
         pool.shutdown(cancel_futures=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_the_block_runs(scratch, block):
@@ -134,6 +159,7 @@ def test_the_block_runs(scratch, block):
         scratch.script(block)
 
 
+@pytest.mark.slow
 def test_a_law_a_criterion_and_a_method_of_ones_own_make_another_network_and_are_in_the_table(scratch):
     scratch.run("python -m paper_figures --results results/local --experiment digits --show")
     folder = scratch.folder / "results" / "local" / "digits"
@@ -163,7 +189,7 @@ def test_every_entry_of_the_table_has_its_block():
 
 def test_an_example_is_less_than_40_lines():
     counts = {block.file: block.text.count("\n") for block in BLOCKS if block.page == "docs/extend.md" and block.language != "bash"}
-    assert len(counts) == 6
+    assert len(counts) == 12
     assert max(counts.values()) < 40, counts
 
 
@@ -187,7 +213,8 @@ def test_links_lead_somewhere(page):
 def test_the_index_names_every_page_and_drawing():
     index = (DOCS / "README.md").read_text()
     assert {path.name for path in DOCS.glob("*.md")} - {"README.md"} == set(re.findall(r"\]\((\w[\w-]*\.md)\)", index))
-    assert "(flow.svg)" in (DOCS / "concepts.md").read_text()
+    for page, drawing in (("concepts.md", "(flow.svg)"), ("architecture.md", "(architecture.svg)")):
+        assert drawing in (DOCS / page).read_text()
 
 
 # What a page says of the code
@@ -200,6 +227,7 @@ AS_A_WHOLE = {
         "size.widths",
         "variant.changes",
         "quality.kid",
+        "quality.condition",
         "base.trained",
         "made.inputs",
     ),
@@ -242,13 +270,14 @@ def test_every_key_of_a_committed_record_is_explained(name):
     assert unexplained(json.loads((ROOT / "results" / "digits" / f"{name}-seed0.json").read_text())) == set()
 
 
+@pytest.mark.slow
 def test_every_key_of_a_fresh_record_is_explained_and_no_other(scratch):
     scratch.run(LOCAL)
     records = [json.loads(path.read_text()) for path in (scratch.folder / "results" / "local" / "digits").glob("*.json")]
-    records += [json.loads(path.read_text()) for path in (ROOT / "results" / "digits").glob("*.json")]
+    records += [json.loads(path.read_text()) for path in (ROOT / "results").glob("digits*/*.json")]
     assert not {key for record in records for key in unexplained(record)}
     seen = {key for record in records for key in keys_of(record)}
-    assert explained() - seen == {"quality.kid", "provenance.changed"}
+    assert explained() - seen == {"quality.kid", "quality.condition", "provenance.changed"}
 
 
 def told():
@@ -272,6 +301,32 @@ def test_every_message_that_is_quoted_exists():
         assert parts, message
         pattern = re.compile(".*".join(re.escape(part.strip()) for part in parts), flags=re.DOTALL)
         assert any(pattern.search(text) for text in texts), message
+
+
+def texts_of(name):
+    return [block.text for block in BLOCKS if block.page == f"docs/{name}.md" and block.language == "text"]
+
+
+def test_the_host_file_and_the_section_cluster_of_the_page_are_taken(tmp_path):
+    (hosts,) = (text for text in texts_of("cluster") if "slots=" in text)
+    (tmp_path / "hosts").write_text(hosts)
+    assert read_hosts(tmp_path / "hosts") == {"node-1": 8, "node-2": 8}
+    (section,) = (text for text in texts_of("cluster") if text.startswith("[cluster]"))
+    (tmp_path / "own.toml").write_text((ROOT / "tests" / "tiny.toml").read_text() + section)
+    config = load_config(str(tmp_path / "own.toml"))
+    assert {item.name for item in fields(config.cluster)} == set(tomllib.loads(section)["cluster"])
+    assert config.cluster.gpus_per_node == 8
+
+
+def test_the_launcher_carries_the_variables_that_the_page_names():
+    distributed.engine_library()  # sets what DeepSpeed reads at its import
+    from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
+    from deepspeed.launcher import runner
+
+    page = (DOCS / "cluster.md").read_text()
+    (carried,) = re.findall(r"the variables that begin with (.*?);", page)
+    assert set(re.findall(r"`(\w+)`", carried)) == {*runner.EXPORT_ENVS, *CUDA_Accelerator.export_envs(None)}
+    assert f"`{runner.DEEPSPEED_ENVIRONMENT_NAME}`" in page
 
 
 def test_the_exit_codes_are_those_of_the_code():

@@ -1,6 +1,7 @@
 """The whole flow, once, on a configuration of seconds; then everything that it left."""
 
 import csv
+import dataclasses
 import hashlib
 import json
 import os
@@ -10,25 +11,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
 import torch
 from diffusers.models.attention_processor import Attention
-from record_factory import rewrite
+from support.commands import typed
+from support.record_factory import rewrite
+from support.trained import METHODS, ROOT, TINY
 from torch import nn
 
+from paper_figures.__main__ import main as paper_figures
+from repro.cli import main
 from repro.config import load_config
-from repro.harness.denoiser import build_base, load_denoiser
+from repro.models.denoiser import build_base, load_denoiser
 from repro.ofa.allocation import Plan
 from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import named_law
 from repro.ofa.supernet import Supernet
 
-ROOT = Path(__file__).resolve().parents[1]
-TINY = ROOT / "tests" / "tiny.toml"
-TYPED = "floor,noise,base,untrained,untrained_random,ofa,diff_pruning,magnitude,random,scratch"
 BASELINES = ("diff_pruning", "magnitude", "random", "scratch")
 SCORES = "diff_pruning_scores-seed0"
 CELLS = (
@@ -56,34 +57,26 @@ def python(*arguments, cwd):
     return done
 
 
+def words(verb, *arguments, runs="runs"):
+    return verb, "--config", TINY, "--results", "results", "--runs", runs, *arguments
+
+
 def repro(verb, *arguments, cwd, runs="runs"):
-    return python("-m", "repro", verb, "--config", TINY, "--results", "results", "--runs", runs, *arguments, cwd=cwd)
+    return typed(main, *words(verb, *arguments, runs=runs), cwd=cwd)
 
 
 @pytest.fixture(scope="module")
-def flow(tmp_path_factory):
-    """The finished flow: its folder, its records as they were first written, and its wall time."""
-    folder = tmp_path_factory.mktemp("flow")
-    results, runs = folder / "results" / "tiny", folder / "runs" / "tiny"
-    before = {path for name in ("results", "runs") for path in (ROOT / name).rglob("*")}
-    begun = time.monotonic()
-    done = repro("run", "--methods", TYPED, cwd=folder)
-    wall_sec = time.monotonic() - begun
-    assert done.returncode == 0, done.stderr[-3000:]
-    left = sorted(path.name for path in folder.iterdir())
-    elsewhere = {path for name in ("results", "runs") for path in (ROOT / name).rglob("*")} - before
-    records = {path.stem: json.loads(path.read_text()) for path in results.glob("*.json")}
-    return SimpleNamespace(
-        folder=folder, results=results, runs=runs, records=records, wall_sec=wall_sec, said=done.stdout, left=left, elsewhere=elsewhere
-    )
+def flow(trained, tmp_path_factory):
+    """The finished flow: a copy of its own, and its records as they were first written."""
+    found = dataclasses.replace(trained, folder=trained.copied(tmp_path_factory.mktemp("flow")))
+    assert found.records  # are read now
+    return found
 
 
 @pytest.fixture
 def copy(flow, tmp_path):
     """A copy of the finished flow, to spoil."""
-    for name in ("results", "runs"):
-        shutil.copytree(flow.folder / name, tmp_path / name)
-    return tmp_path
+    return flow.copied(tmp_path)
 
 
 def contents(folder):
@@ -101,7 +94,7 @@ def test_every_cell_is_done_and_nothing_else_is_written(flow):
     assert set(flow.records) == set(CELLS)
     assert {record["status"] for record in flow.records.values()} == {"done"}
     assert flow.left == ["results", "runs"]
-    assert flow.elsewhere == set()
+    assert flow.elsewhere == []
     assert not [path for path in flow.folder.rglob("*") if (path.name.startswith(".") and path.suffix != ".lock") or path.suffix == ".tmp"]
     assert not [path for path in flow.folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".pickle")]
 
@@ -143,7 +136,7 @@ def test_record_is_complete(flow, name):
 
 
 @pytest.mark.parametrize("name", SIZED)
-def test_network_is_described_and_judged(flow, name):
+def test_network_is_described_and_judged(flow, tiny, name):
     record = flow.records[name]
     size, quality = record["size"], record["quality"]
     assert {"realised", "params", "macs", "macs_conv_linear", "macs_torch_pruning", "widths"} == set(size)
@@ -153,7 +146,7 @@ def test_network_is_described_and_judged(flow, name):
     sampler = {"name": "ddim", "steps": 3, "nfe": 3, "spacing": "quadratic", "eta": 0.0, "clip_sample": True, "precision": "float32"}
     assert quality["sampler"] == sampler
     assert quality["mean"] == pytest.approx(sum(quality["values"]) / len(quality["values"]))
-    assert [row["batch"] for row in record["latency"]] == [1, 64]
+    assert [row["batch"] for row in record["latency"]] == list(tiny.evaluation.latency_batches)
     assert all(0 < row["ms_quartiles"][0] <= row["ms"] <= row["ms_quartiles"][1] for row in record["latency"])
     assert all(row["busy"] in (True, False) for row in record["latency"])
     assert (flow.results / record["samples"]["file"]).read_bytes().startswith(b"\x89PNG")
@@ -279,7 +272,7 @@ def test_saved_network_has_the_parameters_of_its_record(flow):
 def test_second_run_skips_everything_and_changes_nothing(flow):
     results, runs = contents(flow.results), times(flow.runs)
     begun = time.monotonic()
-    done = repro("run", "--methods", TYPED, cwd=flow.folder)
+    done = python("-m", "repro", *words("run", "--methods", METHODS), cwd=flow.folder)
     assert time.monotonic() - begun < 30
     assert done.returncode == 0
     assert "15 of 15 cells are done already and skipped" in done.stdout
@@ -298,7 +291,7 @@ def test_deleted_record_runs_its_cell_again_and_no_other(flow, copy):
     path = copy / "results" / "tiny" / "magnitude-0.5-seed0.json"
     path.unlink()
     before = times(copy)
-    assert repro("run", "--methods", TYPED, cwd=copy).returncode == 0
+    assert repro("run", "--methods", METHODS, cwd=copy).returncode == 0
     changed = {name.as_posix() for name, moment in times(copy).items() if before.get(name) != moment}
     assert {name for name in changed if "magnitude-0.5-seed0" not in name} == set()
     assert "results/tiny/magnitude-0.5-seed0.json" in changed
@@ -310,7 +303,7 @@ def test_base_whose_folder_is_gone_is_run_again_for_an_open_cell(flow, copy):
     for name in ("base-1-seed0", "random-0.5-seed0"):
         shutil.rmtree(copy / "runs" / "tiny" / name)
     before = times(copy)
-    done = repro("run", "--methods", TYPED, cwd=copy)
+    done = repro("run", "--methods", METHODS, cwd=copy)
     assert done.returncode == 0, done.stderr[-2000:]
     changed = {name.as_posix() for name, moment in times(copy).items() if before.get(name) != moment}
     assert {re.search(r"[a-z_]+-[0-9.]*-?seed0", name)[0] for name in changed} == {"base-1-seed0", "random-0.5-seed0"}
@@ -426,7 +419,7 @@ def test_extract_is_refused_in_one_line(flow, tmp_path, size, out, runs, names):
 
 
 def test_trial_records_are_in_no_table_and_it_is_said(flow, copy):
-    done = python("-m", "paper_figures", "--results", copy / "results", cwd=copy)
+    done = typed(paper_figures, "--results", copy / "results", cwd=copy)
     assert done.returncode == 0, done.stderr
     assert "trial" in done.stdout
     for path in copy.rglob("results.*"):
@@ -464,6 +457,7 @@ def test_every_record_names_the_base_that_its_network_descends_from(flow):
 def test_a_base_from_a_folder_costs_no_training_and_is_the_start_of_what_follows(flow, tmp_path):
     folder = flow.runs / "base-1-seed0" / "model"
     source = ["--set", "base.source=path", "--set", f"base.folder={folder}", "--set", "base.weights=unknown"]
+    source += ["--set", "evaluation.latency_batches=[1, 64]"]
     done = repro("run", "--methods", "base,ofa_joint", *source, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     base, joint = (json.loads((tmp_path / "results" / "tiny" / f"{name}.json").read_text()) for name in ("base-1-seed0", "ofa_joint-seed0"))
@@ -472,4 +466,5 @@ def test_a_base_from_a_folder_costs_no_training_and_is_the_start_of_what_follows
     assert joint["base"] == base["base"]
     theirs = flow.records["base-1-seed0"]
     assert base["base"]["sha256"] == theirs["base"]["sha256"]
+    assert [row["batch"] for row in base["latency"]] == [1, 64]
     assert base["quality"]["values"] == theirs["quality"]["values"]  # the same network draws the same samples

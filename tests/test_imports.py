@@ -57,7 +57,7 @@ def test_no_module_of_the_packages_changes_the_process_when_it_is_imported():
 
 
 def test_the_module_of_the_networks_needs_torch_and_diffusers_alone_and_changes_nothing():
-    same, variables, loaded = changed_by("repro.harness.denoiser")
+    same, variables, loaded = changed_by("repro.models.denoiser")
     assert same and not variables
     foreign = {name.partition(".")[0] for name in loaded} - {"repro", "diffusers", *sys.stdlib_module_names}
     assert not foreign
@@ -65,7 +65,7 @@ def test_the_module_of_the_networks_needs_torch_and_diffusers_alone_and_changes_
 
 def test_accelerate_works_after_the_first_line_of_a_card():
     code = (
-        "import repro.harness.denoiser, torch\n"
+        "import repro.models.denoiser, torch\n"
         "from accelerate import Accelerator\n"
         "accelerator = Accelerator(cpu=True)\n"
         "model = accelerator.prepare(torch.nn.Linear(2, 2))\n"
@@ -80,8 +80,8 @@ def test_a_run_has_the_variables_that_its_libraries_read_and_keeps_those_of_a_la
     code = (
         "import json, os\n"
         "from repro.config import Compute\n"
-        "from repro.harness import arithmetic, distributed\n"
-        "arithmetic.set_arithmetic(Compute())\n"
+        "from repro.runtime import distributed, precision\n"
+        "precision.set_arithmetic(Compute())\n"
         "distributed.engine_library()\n"
         "print(json.dumps({name: os.environ.get(name) for name in ('LOCAL_RANK', 'CUBLAS_WORKSPACE_CONFIG', 'DS_ACCELERATOR')}))"
     )

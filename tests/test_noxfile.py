@@ -4,6 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from baselines.names import RECIPES
+from repro.grid import METHODS
+from repro.methods.names import COMPARED
+
+pytestmark = pytest.mark.quick
+
 pytest.importorskip("nox")
 ROOT = Path(__file__).resolve().parents[1]
 TWO = ["--parallel-cells", "2"]
@@ -41,6 +47,13 @@ def test_two_cells_run_at_a_time_where_a_core_would_idle(sessions, words):
 )
 def test_who_says_how_a_run_is_started_is_heeded(sessions, words):
     assert sessions._lanes(words) == []
+
+
+def test_the_sessions_name_methods_as_the_grid_does(sessions):
+    """They run before the project is installed, so they cannot ask it."""
+    source = (ROOT / "noxfile.py").read_text()
+    assert f'"--methods", "{",".join(COMPARED)}"' in source and f'"--methods", "{",".join(RECIPES)}"' in source
+    assert {name for methods, _ in sessions.EVIDENCE for name in methods.split(",")} <= METHODS.keys()
 
 
 def test_one_core_and_a_gpu_run_one_cell_at_a_time(sessions, monkeypatch):

@@ -11,21 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile import CLEAR_SCREEN, Payload, bomb, refused
 from PIL import Image
-from test_data import make_batch, python2_pickle
+from support.hostile import CLEAR_SCREEN, Payload, bomb, refused
+from support.image_files import make_batch, python2_pickle
 
 from repro.cli import main
 from repro.config import Base, Data, load_config
+from repro.data import cifar10
+from repro.data.images import load_images
 from repro.errors import ReproError, one_line
-from repro.harness import cifar10
-from repro.harness.data import load_images
-from repro.harness.places import Places
+from repro.files.places import Places
 
 TINY = Path(__file__).parent / "tiny.toml"
 FOLDER = cifar10.CIFAR10.base_folder
 
-pytestmark = pytest.mark.timeout(60)  # a pipe that is waited for fails the test
+pytestmark = [pytest.mark.quick, pytest.mark.timeout(60)]  # a pipe that is waited for fails the test
 
 
 # Configurations
@@ -64,7 +64,7 @@ def run_on(text, tmp_path, capsys):
         ("steps = 12", f"steps = {10**18}", "base_training.steps: must be at least 1 and at most 1,000,000,000"),
         ("steps = 12", "steps = 1e300", "base_training.steps: must be of type int"),
         ("steps = 12", "steps = [[[[1]]]]", "base_training.steps: must be of type int"),
-        ("[evaluation]", "[compute]\nthreads = 1000000\n[evaluation]", "compute.threads: must lie in [0, 1024]"),
+        ("channels_last", "threads = 1000000\nchannels_last", "compute.threads: must lie in [0, 1024]"),
         ("[evaluation]", "[diffusion]\nnum_train_timesteps = 100000000000\n[evaluation]", "diffusion.num_train_timesteps: "),
     ],
 )
@@ -214,7 +214,7 @@ def named(module, name, *arguments):
             ("numpy.core.multiarray", "_reconstruct.__globals__"),
             ("numpy._core.multiarray", "_reconstruct"),
         ),
-        *(("repro.harness.cifar10", "ARRAY_PARTS"), ("numpy ", "dtype")),
+        *(("repro.data.cifar10", "ARRAY_PARTS"), ("numpy ", "dtype")),
     ],
 )
 @pytest.mark.parametrize("stacked", [False, True])

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from untested import REMEDIES
+from support.untested import REMEDIES
 
 TESTS = Path(__file__).parent
 REASONS = ["no chromium, chromium-browser or google-chrome on the PATH"] * 2 + ["pdflatex is not installed", "a reason of its own"]
@@ -15,7 +15,7 @@ def last_lines(folder, text):
     """Returns what a run of one file of tests says."""
     (folder / "test_some.py").write_text(text)
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "untested", "-p", "no:cacheprovider", "test_some.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "support.untested", "-p", "no:cacheprovider", "test_some.py"]
     return subprocess.run(command, cwd=folder, env=environment, check=False, capture_output=True, text=True).stdout
 
 

@@ -1,1 +1,1 @@
-"""The report: one HTML page for each experiment, with its records inside, that asks nothing of the network."""
+"""The report: one self-contained HTML page for each experiment, its records embedded."""

@@ -1,17 +1,17 @@
-"""The tables of the cost: what each approach pays for what, against OFA, and the quality that it buys."""
+"""Tables of the cost: the terms of each approach, its ratio to OFA, and quality for the cost."""
 
 from collections.abc import Iterable, Sequence
 
 from paper_figures.cells import BUSY, Cell, MissingRecordsError
 from paper_figures.claims import READS
-from paper_figures.evidence import INDEPENDENT, Grid
-from paper_figures.look import look_of
+from paper_figures.evidence import Grid
 from paper_figures.markup import BUSY_NOTE
+from paper_figures.methods import EQUAL, INDEPENDENT, LONGER_OR_SHORTER, look_of
 from paper_figures.overhead import Comparison, comparisons, serving, why_not
-from paper_figures.overhead_text import FAIR, NAMES, check_fair
+from paper_figures.overhead_terms import Term, overhead_terms
+from paper_figures.overhead_text import check_fair
 from paper_figures.report.model import Column, Entry, Table, fixed, number, words
-from paper_figures.terms import Term, overhead_terms
-from repro.harness.records import Record
+from repro.experiment.records import Record
 
 CURRENCIES = {"device_hours": "device-hours", "train_pflop": "PFLOP"}
 TOTAL = "each term's mean over seeds, added over the sizes"
@@ -142,7 +142,7 @@ def fair(grid: Grid) -> Table:
 def _fair_rows(grid: Grid, sizes: Sequence[float]) -> list[tuple[Entry, ...]]:
     """Returns the rows of every fair comparison over some sizes."""
     rows = []
-    for title, methods in FAIR.items():
+    for title, methods in EQUAL.items():
         present = [method for method in methods if method in grid.of]
         seeds = grid.seeds(*present) if present and sizes else []
         check_fair(grid, present, sizes, seeds)
@@ -160,7 +160,7 @@ def _fair(
     hours, pflop, score, error = point
     quality = f"{score:.2f} ± {error:.2f}" if len(paid) > 1 else f"{score:.2f}"
     return (
-        *words([NAMES.get(method, look_of(method).label), title, ", ".join(f"{size:g}" for size in sizes)]),
+        *words([LONGER_OR_SHORTER.get(method, look_of(method).label), title, ", ".join(f"{size:g}" for size in sizes)]),
         number(f"{hours:.4f}" + BUSY * any(cell.busy for cell in bill), hours, bill, READS["device_hours"]),
         number(f"{pflop:.5f}", pflop, bill, READS["train_pflop"]),
         number(quality, score, judged, "quality.values"),

@@ -1,4 +1,4 @@
-"""From a figure to two pictures of the page, for a light and for a dark screen: drawn once, recoloured."""
+"""Figures of the page as SVG, drawn once and recoloured for light and dark mode."""
 
 import base64
 import io
@@ -10,9 +10,9 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from paper_figures.look import house_style
+from paper_figures.house_style import house_style
 
-# A colour of the figures -> the one that is seen as well on dark ground.
+# A colour of the figures -> its counterpart in dark mode.
 DARK = {
     "#1a1a1a": "#e4e2dd",
     "#000000": "#f2f0eb",
@@ -47,7 +47,7 @@ FRACTION = re.compile(r"-?\d+\.\d{3,}(?!\d|e)")
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A figure of the page: two data URIs, what it shows for who cannot see it, its size in CSS pixels, and its caption."""
+    """A figure of the page: two data URIs, alternative text, size in CSS pixels, and caption."""
 
     light: str
     dark: str
@@ -83,5 +83,5 @@ def _smaller(svg: str) -> str:
 
 
 def data_uri(content: bytes, kind: str = "svg+xml") -> str:
-    """Returns an image as an address that holds it."""
+    """Returns an image as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -8,18 +8,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from paper_figures.cells import BUSY, Cell, MissingRecordsError, sort_key
+from paper_figures.cells import BUSY, Cell, MissingRecordsError
 from paper_figures.comparable import IncomparableError
 from paper_figures.evidence import CONFIDENCE, Grid
 from paper_figures.evidence_plots import CURRENCIES, ablations, balance, quality_vs_cost
+from paper_figures.house_style import drawn
 from paper_figures.latency import LatencyRow, batches_of, latency_table
-from paper_figures.literature import Literature
-from paper_figures.look import drawn, look_of
+from paper_figures.methods import look_of, sort_key
 from paper_figures.overhead_plot import overhead
 from paper_figures.plots import ASK_FOR_RUN, TRAINED_ONLY, WITH_CONTROLS, Layout, fid_vs_macs, fid_vs_params, quality_figure
+from paper_figures.published_selection import Literature
 from paper_figures.report.drawing import Picture, picture
 from paper_figures.tables import metrics_of, results_table
-from repro.harness.records import Record
+from repro.experiment.records import Record
 
 WIDTH = 4.4  # inches: on a phone its letters are as large as those of a caption
 WINDOW = 5  # points of a training curve

@@ -9,10 +9,10 @@ import numpy as np
 import PIL.Image
 
 from paper_figures.cells import Cell
-from paper_figures.look import look_of
+from paper_figures.methods import look_of
 from paper_figures.report.drawing import data_uri
-from paper_figures.strips import Image, cells_with_strips, images_of
-from repro.harness.records import Record
+from paper_figures.sample_grid import Image, cells_with_strips, images_of
+from repro.experiment.records import Record
 
 MOST_PIXELS = 2**18  # of a row: larger images are fewer
 
@@ -59,7 +59,7 @@ def _row(folder: Path, cell: Cell) -> Row:
     images = images[: max(1, MOST_PIXELS // (cell.strip.height * cell.strip.width))]
     picture = _side_by_side(images)
     buffer = io.BytesIO()
-    # Written anew: of the file itself nothing but its pixels comes into the page.
+    # Re-encoded, so that nothing of the file but its pixels comes into the page.
     PIL.Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
     label = "Real images" if cell.method == "floor" else look_of(cell.method).label
     of_what = label if cell.size is None else f"{label} at P = {cell.size:g}"

@@ -1,4 +1,4 @@
-"""What a table of the page is made of: every number knows the records that it came from."""
+"""Tables of the page, whose numbers link to the records that they come from."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from paper_figures.cells import Cell
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What stands in one cell of a table.
+    """One entry of a table.
 
     Attributes:
         text: As it is printed.
@@ -78,7 +78,7 @@ def words(texts: Iterable[object]) -> list[Entry]:
 
 
 def proper(text: str) -> str:
-    """Returns a number or a range as it is set on the page: with a minus sign, and the word between the ends of a range."""
+    """Formats a number or a range for the page: with a minus sign, and the word "to" in a range."""
     return text.replace("-", "\N{MINUS SIGN}").replace(" .. ", " to ")
 
 

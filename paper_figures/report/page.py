@@ -1,4 +1,4 @@
-"""The page itself: what stands on it, in which order, and how it is written."""
+"""The page itself: its sections, in order, and its file."""
 
 import base64
 import hashlib
@@ -15,12 +15,12 @@ from markupsafe import Markup
 from paper_figures.cells import Cell, MissingRecordsError, cells_of
 from paper_figures.comparable import IncomparableError
 from paper_figures.evidence import Grid
-from paper_figures.literature import NO_LITERATURE, Literature
+from paper_figures.published_selection import NO_LITERATURE, Literature
 from paper_figures.report import costs, figures, images, results, verdicts
 from paper_figures.report.drawing import Picture
 from paper_figures.report.model import Table
-from repro.harness.records import Record
-from repro.harness.storage import write_atomically
+from repro.experiment.records import Record
+from repro.files.writing import write_atomically
 
 HERE = Path(__file__).parent
 METRICS = {
@@ -28,7 +28,7 @@ METRICS = {
     "fid768": "Frechet distance on Inception's 768 features, a metric of its own",
     "fid_classifier": "Frechet distance on the features of a small classifier of the same images; not comparable with a published FID",
 }
-# Nothing is fetched, sent or framed; the page's one style and one script are named by their hashes.
+# Content security policy: nothing is fetched, sent or framed; the one style and the one script are allowed by their hashes.
 POLICY = "default-src 'none'; img-src data:; style-src {style}; script-src {script}; base-uri 'none'; form-action 'none'"
 
 Made = TypeVar("Made")
@@ -98,7 +98,7 @@ def page(folder: Path, records: Sequence[Record], literature: Literature = NO_LI
 
 
 def embedded(records: Sequence[Record]) -> dict[str, Any]:
-    """Returns the records as the page holds them: whole, each configuration once, in place of which a record has its index."""
+    """Returns the records for embedding, each configuration once: a record has its index in place of it."""
     configs: dict[str, int] = {}
     held = []
     for record in records:
@@ -156,7 +156,7 @@ def _training(cells: Sequence[Cell]) -> Section:
 
 
 def _facts(records: Sequence[Record], cells: Sequence[Cell], grid: Grid) -> dict[str, str]:
-    """Returns what is said of the experiment as a whole; what the records do not hold is left out."""
+    """Returns the facts about the experiment as a whole; what the records lack is left out."""
     failed = sum(not cell.done for cell in cells)
     seeds = sorted({cell.seed for cell in cells})
     commits = sorted({str(record["provenance"].get("git_commit") or "unknown")[:10] for record in records})
@@ -200,5 +200,5 @@ def _said(text: str) -> Markup:
 
 
 def _hash(text: str) -> str:
-    """Returns the name by which a policy admits a text."""
+    """Returns the hash by which a content security policy allows a text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -8,13 +8,13 @@ import pandas as pd
 from paper_figures.cells import Cell, MissingRecordsError
 from paper_figures.claims import READS
 from paper_figures.latency import LatencyRow, batches_of, latency_rows, latency_table
-from paper_figures.literature import Literature
-from paper_figures.look import look_of
 from paper_figures.markup import BUSY_NOTE, marked, printable
+from paper_figures.methods import look_of
 from paper_figures.plots import ASK_FOR_RUN
+from paper_figures.published_selection import Literature
 from paper_figures.report.model import Column, Entry, Table, fixed, number, words
 from paper_figures.tables import ResultRow, metrics_of, result_rows, results_table, with_published
-from repro.harness.records import Record
+from repro.experiment.records import Record
 
 QUALITY = "mean over seeds of each record's mean over sampling seeds ± standard error, over seeds or, for a single one, over sampling seeds"
 COST = "for each seed its record and those that deliver it, added; the mean over seeds"

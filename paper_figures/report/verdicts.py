@@ -11,7 +11,7 @@ from paper_figures.cells import Cell, MissingRecordsError
 from paper_figures.claims import CLAIMS, READS, claims_table
 from paper_figures.evidence import Grid
 from paper_figures.evidence_tables import HOW, ablations_table, printable_ablations, printable_claims
-from paper_figures.look import look_of
+from paper_figures.methods import look_of
 from paper_figures.report.model import Column, Entry, Table, number
 
 SIGNS = {"supported": "✓", "contradicted": "✗", "undecided": "?", "no records": "\N{EN DASH}"}

@@ -1,4 +1,4 @@
-"""The benchmark: what the harness costs beside the least that could do the same work, each line a ratio of two things timed in turn.
+"""The benchmark: overhead of the harness against a minimal loop, timed alternately; each line is a ratio.
 
     python -m repro.bench
 

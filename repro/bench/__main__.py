@@ -16,14 +16,14 @@ from repro.bench.table import as_markdown, write
 from repro.bench.timing import Row
 from repro.config import load_config
 from repro.errors import ReproError
-from repro.harness import distributed
-from repro.harness.arithmetic import set_arithmetic
-from repro.harness.environment import set_for_profiler
-from repro.harness.heartbeat import duration
-from repro.harness.inception import inception_layer
-from repro.harness.places import Places, default_cache
-from repro.harness.progress import say
-from repro.harness.provenance import device_name
+from repro.files.places import Places, default_cache
+from repro.metrics.inception import inception_layer
+from repro.runtime import distributed
+from repro.runtime.environment import set_for_profiler
+from repro.runtime.heartbeat import duration
+from repro.runtime.precision import set_arithmetic
+from repro.runtime.progress import say
+from repro.runtime.provenance import device_name
 
 Part = Callable[[Setting], Iterator[Row]]
 PARTS: dict[str, tuple[str, Part]] = {

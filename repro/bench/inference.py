@@ -1,4 +1,4 @@
-"""Rows on what follows training: importance, samples, and the way from a network to its FID."""
+"""Benchmarks of importance, sampling and evaluation."""
 
 import statistics
 import tempfile
@@ -12,15 +12,19 @@ from torch import Tensor, nn
 
 from repro.bench.setting import Setting, noise_images
 from repro.bench.timing import LEAST_ROUNDS, Row, Target, in_turn, now, ratio, spread, timed
-from repro.harness.arithmetic import laid_out
-from repro.harness.classifier import Extractor, save_classifier
-from repro.harness.classifier_network import Classifier
-from repro.harness.diffusion import NoisyBatch, image_losses, image_noise, noise_schedule, predictor, sample_pixels, sampling_scheduler
-from repro.harness.distributed import device
-from repro.harness.fid import FeatureLayer, classifier_layer, features_of, frechet_distance
-from repro.harness.storage import sha256_of_file
+from repro.diffusion.batches import image_noise
+from repro.diffusion.formulation import NoisyBatch, image_losses, predictor
+from repro.diffusion.sampler import sample_pixels
+from repro.experiment.parts import Parts
+from repro.files.writing import sha256_of_file
+from repro.metrics.classifier import Extractor, save_classifier
+from repro.metrics.classifier_network import Classifier
+from repro.metrics.fid import FeatureLayer, classifier_layer, features_of, frechet_distance
 from repro.ofa.importance import Importance, pipe_importance
 from repro.ofa.pipes import Pipe, pipes_of
+from repro.runtime.distributed import device
+from repro.runtime.gpu import is_gpu
+from repro.runtime.precision import laid_out
 
 IMPORTANCE_IMAGES = 1024
 MOST_STEPS = 10  # of a sampler: an image takes as long at each
@@ -40,7 +44,7 @@ def importance(setting: Setting) -> Iterator[Row]:
 
     one_by_one = timed(lambda: image_by_image(base, pipes, batches), images)
     pair = in_turn(one_by_one, timed(batched, images), max(LEAST_ROUNDS, setting.rounds // 3))
-    target = None if device().type == "cuda" else Target(limit=30, at_most=False)
+    target = None if is_gpu(device()) else Target(limit=30, at_most=False)
     yield ratio(f"importance of {images:,} images: one by one / batched", *pair, target=target, unit_ms="image_ms")
 
 
@@ -77,7 +81,7 @@ def sampling(setting: Setting) -> Iterator[Row]:
     setting = replace(setting, config=replace(setting.config, evaluation=evaluation))
     count = min(evaluation.samples, 4 * evaluation.batch_size)
     model = laid_out(setting.base(), setting.config.compute, device()).eval()
-    scheduler = sampling_scheduler(setting.config.diffusion, clip_sample=evaluation.clip_sample)
+    scheduler = setting.formulation.scheduler(clip_sample=evaluation.clip_sample)
     pipeline = DDIMPipeline(unet=setting.base().to(device()).eval(), scheduler=scheduler)
     pipeline.set_progress_bar_config(disable=True)
 
@@ -94,18 +98,18 @@ def sampling(setting: Setting) -> Iterator[Row]:
 
     mine, other = best(ours), best(theirs)
     pair = in_turn(timed(lambda: theirs(other), count), timed(lambda: ours(mine), count), setting.rounds)
-    target = Target(limit=2.0 if device().type == "cuda" else 1.0, at_most=False)
+    target = Target(limit=2.0 if is_gpu(device()) else 1.0, at_most=False)
     note = f"{count} images, {evaluation.sampler_steps} steps, each at its best batch: {other} and {mine}"
     yield ratio("DDIMPipeline / harness's sampler", *pair, target=target, note=note, unit_ms="image_ms")
 
 
 def draw(setting: Setting, model: nn.Module, count: int, batch_size: int) -> Tensor:
     """Draws images as an evaluation does, uint8, [count, C, H, W]."""
-    evaluation, schedule = setting.config.evaluation, noise_schedule(setting.config.diffusion)
+    evaluation, sampler = setting.config.evaluation, Parts().sampler(setting.config.evaluation.sampler)
     pixels = []
     for start in range(0, count, batch_size):
         noise = image_noise(range(start, min(start + batch_size, count)), setting.image_shape, 0, 0)
-        pixels.append(sample_pixels(predictor(model), schedule, noise.to(device()), evaluation))
+        pixels.append(sample_pixels(predictor(model), setting.formulation, noise.to(device()), evaluation, sampler))
     return torch.cat(pixels)
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, by kind of layer: what a smaller size leaves as slow as it was."""
+"""Profile of a training step by kind of layer, at full and at a smaller size."""
 
 from typing import Any
 
@@ -6,9 +6,10 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from repro.bench.setting import Setting
-from repro.harness.arithmetic import autocast, laid_out
-from repro.harness.diffusion import image_losses, predictor
-from repro.harness.distributed import device
+from repro.diffusion.formulation import image_losses, predictor
+from repro.runtime.distributed import device
+from repro.runtime.gpu import is_gpu
+from repro.runtime.precision import autocast, laid_out
 
 KINDS = {
     "convolution": ("convolution", "conv2d", "mkldnn_conv", "cudnn_conv"),
@@ -39,7 +40,7 @@ def _by_kind(setting: Setting, model: nn.Module) -> dict[str, float]:
             model.zero_grad()
 
     steps()
-    on_gpu = device().type == "cuda"
+    on_gpu = is_gpu(device())
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiled:
         steps()
     found: dict[str, float] = {}

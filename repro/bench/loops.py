@@ -1,4 +1,4 @@
-"""Three training loops over the same network: the harness's own, the least that PyTorch needs, and one as diffusers' examples are built."""
+"""Three training loops over the same network: the harness's, a minimal one of PyTorch, and one in the style of diffusers' examples."""
 
 import dataclasses
 import os
@@ -14,11 +14,12 @@ from torchvision import transforms
 
 from repro.bench.setting import Setting, noise_images
 from repro.bench.timing import Timed, now, timed
-from repro.harness.arithmetic import autocast, laid_out
-from repro.harness.clock import Clock
-from repro.harness.diffusion import NoisyBatch, image_losses, noise_schedule, predictor
-from repro.harness.distributed import device
-from repro.harness.training import Run, train
+from repro.diffusion.ddpm import noise_schedule
+from repro.diffusion.formulation import NoisyBatch, image_losses, predictor
+from repro.runtime.clock import Clock
+from repro.runtime.distributed import device
+from repro.runtime.precision import autocast, laid_out
+from repro.training.loop import Run, train
 
 WARM_UP = 3  # steps before a round's time is taken
 

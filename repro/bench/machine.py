@@ -1,4 +1,4 @@
-"""Rows on the machine: memory, the share of what its arithmetic could do, and how long a user waits for the program to start."""
+"""Benchmarks of the machine: peak memory, utilisation, and the program's start-up time."""
 
 import shutil
 import subprocess
@@ -15,9 +15,10 @@ from torch.profiler import ProfilerActivity, profile
 from repro.bench.loops import harness_loop
 from repro.bench.setting import Setting
 from repro.bench.timing import LEAST_ROUNDS, Row, Target, spread, timed
-from repro.harness.arithmetic import autocast, laid_out
-from repro.harness.diffusion import image_losses, predictor
-from repro.harness.distributed import device
+from repro.diffusion.formulation import image_losses, predictor
+from repro.runtime.distributed import device
+from repro.runtime.gpu import is_gpu
+from repro.runtime.precision import autocast, laid_out
 
 CHECKOUT = Path(__file__).parents[2]
 GIB = 2**30
@@ -54,7 +55,7 @@ def _peak_bytes(setting: Setting, module: nn.Module, size: float | None) -> int:
 
     step()
     held = sum(tensor.nbytes for tensor in [*module.parameters(), *module.buffers()])
-    return held + (_peak_on_gpu(step) if device().type == "cuda" else _peak_on_cpu(step))
+    return held + (_peak_on_gpu(step) if is_gpu(device()) else _peak_on_cpu(step))
 
 
 def _peak_on_gpu(step: Callable[[], None]) -> int:
@@ -81,7 +82,7 @@ def _peak_on_cpu(step: Callable[[], None]) -> int:
 
 def peak_share(setting: Setting) -> Iterator[Row]:
     """Yields what matrix products and copies reach on this device, and which share of the former a training step of the base does."""
-    on_gpu, compute = device().type == "cuda", setting.config.compute
+    on_gpu, compute = is_gpu(device()), setting.config.compute
     kind = torch.bfloat16 if compute.precision == "bfloat16" else torch.float32
     width, name = MATRIX[device().type], str(kind).removeprefix("torch.")
     left, right = (torch.randn(width, width, device=device(), dtype=kind) for _ in range(2))

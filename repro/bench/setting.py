@@ -1,4 +1,4 @@
-"""What is timed: the networks of a configuration with random weights, on batches of noise, which take as long as real ones."""
+"""The subject of a benchmark: networks of a configuration with random weights, on batches of noise."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -7,16 +7,18 @@ import torch
 from torch import nn
 
 from repro.config import Config, Training
-from repro.harness import distributed
-from repro.harness.cost import count_macs, count_params
-from repro.harness.data import Images
-from repro.harness.denoiser import build_base
-from repro.harness.diffusion import NoisyBatches, noise_schedule
-from repro.harness.fid import FeatureLayer
-from repro.networks import image_shape
+from repro.config.networks import network_shape
+from repro.data.images import Images
+from repro.diffusion.batches import NoisyBatches
+from repro.diffusion.formulation import Formulation
+from repro.experiment.parts import Parts
+from repro.metrics.fid import FeatureLayer
+from repro.models.cost import count_macs, count_params
+from repro.models.denoiser import build_base
 from repro.ofa.allocation import make_plan
 from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
+from repro.runtime import distributed
 
 IMAGES = 2048
 LEAST_BATCH = 64
@@ -49,7 +51,12 @@ class Setting:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """[C, H, W]."""
-        return image_shape(self.config.denoiser)
+        return network_shape(self.config.denoiser)
+
+    @property
+    def formulation(self) -> Formulation:
+        """How diffusion is formulated."""
+        return Parts().formulation(self.config.diffusion)
 
     def base(self) -> nn.Module:
         """Builds the base."""
@@ -78,7 +85,7 @@ class Setting:
         """Returns batches as a training has them, of noise in place of images."""
         return NoisyBatches(
             noise_images(self.image_shape),
-            noise_schedule(self.config.diffusion),
+            self.formulation,
             batch_size=batch_size or self.training.batch_size,
             seed=0,
             device=distributed.device(),

@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 
 from repro.bench.timing import Row
-from repro.harness.provenance import device_name, now_utc, software
-from repro.harness.storage import write_atomically
+from repro.files.writing import write_atomically
+from repro.runtime.provenance import device_name, now_utc, software
 
 HEADINGS = ("what", "median", "quartiles", "target", "met", "of what", "note")
 

@@ -1,13 +1,11 @@
-"""Timing in pairs: two ways to do one thing, in turn, in one process, so that what slows the machine slows both."""
+"""Paired timing: two implementations alternate in one process, so that a slow machine slows both."""
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
-from repro.harness.distributed import device
+from repro.runtime.distributed import device
+from repro.runtime.gpu import settled_time
 
 LEAST_ROUNDS = 3  # of what is slow, however few are asked for: a median needs a spread
 Timed = Callable[[], float]  # does its work and returns the seconds of a unit of it
@@ -99,9 +97,7 @@ def spread(
 
 def now() -> float:
     """Returns the time, once the device has done what it was given."""
-    if device().type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    return settled_time(device())
 
 
 def timed(work: Callable[[], object], units: int = 1) -> Timed:

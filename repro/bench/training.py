@@ -1,4 +1,4 @@
-"""Rows on training: the price of sharing, of the harness and of the usual loop, and what a smaller size saves."""
+"""Benchmarks of training: overhead of the supernet, of the harness and of the usual loop, and the speed of smaller sizes."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,8 @@ from repro.bench.loops import bare_loop, diffusers_loop, harness_loop
 from repro.bench.setting import Setting
 from repro.bench.timing import LEAST_ROUNDS, Row, Target, in_turn, ratio
 from repro.config import load_config
-from repro.harness.distributed import device
+from repro.runtime.distributed import device
+from repro.runtime.gpu import is_gpu
 
 STEP = "step_ms"
 ASKED_MACS = 0.4  # a network whose smallest size has fewer of the base's should take half its time; others are shown
@@ -36,7 +37,7 @@ def harness(setting: Setting) -> Iterator[Row]:
 def usual(setting: Setting) -> Iterator[Row]:
     """Yields a loop as diffusers' examples are built beside the harness's."""
     pair = in_turn(diffusers_loop(setting, setting.base()), harness_loop(setting, setting.base()), setting.rounds)
-    target = Target(limit=4.0 if device().type == "cuda" else 1.5, at_most=False)
+    target = Target(limit=4.0 if is_gpu(device()) else 1.5, at_most=False)
     yield ratio("diffusers-style loop / harness loop", *pair, target=target, unit_ms=STEP)
 
 
@@ -60,7 +61,7 @@ def smaller(setting: Setting) -> Iterator[Row]:
 
 def smaller_on_cpu(setting: Setting) -> Iterator[Row]:
     """Yields the same of the paper's CIFAR-10 network on all cores of a CPU, at its smallest size; a GPU times it as the configuration."""
-    if device().type == "cuda":
+    if is_gpu(device()):
         return
     config = load_config("cifar10_short", ["sizes.trained=[1.0, 0.25]", "sizes.reported=[1.0, 0.25]", "compute.precision=float32"])
     threads = torch.get_num_threads()

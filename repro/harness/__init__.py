@@ -1,1 +1,1 @@
-"""Everything that a reproduction needs and no method owns. Importing the package itself imports nothing heavy."""
+"""A name of earlier versions, which saved folders hold: see `repro.models.denoiser`."""

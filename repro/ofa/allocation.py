@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from repro.errors import ReproError
+from repro.ofa.accounting import internal_params, realised_size
 from repro.ofa.importance import Importance
 from repro.ofa.pipes import Pipe
 from repro.size_text import size_text
@@ -41,7 +42,7 @@ class Plan:
 
     def realised(self, size: float) -> float:
         """Returns the fraction of the prunable internal width that a size keeps, counted in parameters."""
-        return 1 - (self.params_base - self.params[size]) / self.params_internal
+        return realised_size(self.params[size], params_base=self.params_base, params_internal=self.params_internal)
 
     def to_json(self) -> str:
         """Returns the plan as text."""
@@ -109,7 +110,7 @@ def make_plan(
     Raises:
         ReproError: A size is below what the floors of all pipes together allow.
     """
-    internal = sum(pipe.units * pipe.params_per_unit for pipe in pipes)
+    internal = internal_params(pipes)
     chosen = {size: _allocate(pipes, importance, size, rule=rule, floor=floor) for size in sorted(sizes, reverse=True)}
     order = rankings(pipes, scores or importance, groupnorm=groupnorm)
     kept = {size: {pipe.name: kept_channels(order[pipe.name], units[pipe.name]) for pipe in pipes} for size, units in chosen.items()}
@@ -173,7 +174,7 @@ def gradual(pipes: tuple[Pipe, ...], importance: Importance, size: float, *, flo
     """
     units = {pipe.name: floor_units(pipe, floor) for pipe in pipes}
     cost = {pipe.name: pipe.params_per_unit for pipe in pipes}
-    internal = sum(pipe.units * cost[pipe.name] for pipe in pipes)
+    internal = internal_params(pipes)
     spent = sum(units[name] * cost[name] for name in units)
     target = size * internal
     if target < spent - min(cost.values()) / 2:

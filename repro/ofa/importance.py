@@ -65,7 +65,7 @@ def other_scores(model: nn.Module, pipes: tuple[Pipe, ...], ranking: str, seed: 
         pipes: What to score.
         ranking: "magnitude" (the absolute values of the weights at both ends of the channel, added up), "random", or "prefix" (the
             channels in the order that they happen to have, as in slimmable networks).
-        seed: Of "random".
+        seed: Seed of the ranking "random".
 
     Raises:
         ReproError: The ranking is unknown.

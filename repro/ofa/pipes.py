@@ -1,7 +1,7 @@
 """Pipes: the internal widths of an architecture, the only thing that the method prunes.
 
 A pipe is the set of channels between a producer and a consumer layer inside one residual unit. The residual stream, skips, the first
-and last layer, the time embedding and up- and downsampling stay whole (method, section "What is pruned").
+and last layer, the time embedding and up- and downsampling stay whole.
 
 A pipe's channels form `groups` runs of equal length: the normalisation groups of a ResNet unit, the heads of an attention; those of a
 feed-forward unit are one run. A pipe is cut in units of one channel from every run, so every kept channel stays in the group it was trained
@@ -63,23 +63,34 @@ class Pipe:
         return self.params_per_channel * self.groups
 
 
-def pipes_of(model: nn.Module) -> tuple[Pipe, ...]:
+def pipes_of(model: nn.Module, resampling_units: str = "pruned") -> tuple[Pipe, ...]:
     """Lists the pipes of a diffusers network, in the order of its modules.
 
+    Args:
+        model: The network.
+        resampling_units: `whole` leaves out the residual units that halve or double the resolution, as the paper's authors did.
+
     Returns:
-        One pipe for each unit of a known kind: `ResnetBlock2D`, `Attention` (self or cross), `FeedForward`.
+        One pipe for each unit of a known kind: `ResnetBlock2D`, `Attention` (self or cross), `FeedForward`; or what a network of a script
+        says itself, by a method `pipes()`.
 
     Raises:
         ReproError: The network has no such unit, or one of a make that cannot be narrowed.
     """
+    if callable(own := getattr(model, "pipes", None)):
+        return tuple(own())
     pipes = []
     for name, module in model.named_modules():
         for kind, adapter in ADAPTERS.items():
-            if isinstance(module, kind):
+            if isinstance(module, kind) and not (resampling_units == "whole" and _resamples(module)):
                 pipes.append(adapter(model, name, module))
     if not pipes:
         raise ReproError(f"{type(model).__name__}: has no ResnetBlock2D, Attention or FeedForward unit; write an adapter (docs/extend.md)")
     return tuple(pipes)
+
+
+def _resamples(module: nn.Module) -> bool:
+    return isinstance(module, ResnetBlock2D) and (module.upsample is not None or module.downsample is not None)
 
 
 def make_pipe(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repro.harness.narrowed import reshape_modules
+from repro.models.narrowed import reshape_modules
 from repro.ofa.allocation import Plan
 from repro.ofa.pipes import Pipe
 
@@ -39,15 +39,17 @@ class Supernet(nn.Module):
         self.plan = plan
         self._widths = {pipe.name: pipe.width for pipe in pipes}
         plan.check(self._widths)
-        self._pipes = pipes
+        self.pipes = pipes
         self._slots = _slots(base)
         self._buffer_names = {
             size: tuple({name: _buffer(what, size, name) for name in kept} for what in KEPT) for size, kept in plan.kept.items()
         }
+        device = next(base.parameters()).device
         for size in plan.kept:
-            for name, kept in plan.kept[size].items():
-                self.register_buffer(_buffer(KEPT[0], size, name), torch.tensor(kept), persistent=False)
-                self.register_buffer(_buffer(KEPT[1], size, name), _places(torch.tensor(kept), self._widths[name]), persistent=False)
+            for name, channels in plan.kept[size].items():
+                kept = torch.tensor(channels)
+                for what, indices in zip(KEPT, (kept, _places(kept, self._widths[name])), strict=True):
+                    self.register_buffer(_buffer(what, size, name), indices.to(device), persistent=False)
         # Skeletons are no submodules: they own no parameters, and the shared weights must be listed once.
         self._skeletons = {size: self._skeleton(size) for size in plan.kept}
         self._slots_of = {size: _slots(skeleton) for size, skeleton in self._skeletons.items()}
@@ -106,7 +108,7 @@ class Supernet(nn.Module):
     def _gather(self, kept_by_pipe: Mapping[str, Tensor], places_by_pipe: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the parameters and buffers of a subnet; nothing is gathered where all channels are kept."""
         tensors: dict[str, Tensor] = {name: holder[leaf] for name, holder, leaf in self._slots}
-        for pipe in self._pipes:
+        for pipe in self.pipes:
             kept = kept_by_pipe[pipe.name]
             if len(kept) < pipe.width:
                 names, dimensions = zip(*pipe.slices, strict=True)

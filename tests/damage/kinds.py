@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from damage.lab import Damage, Trial, edited, leaves
-from repro.harness.sealed import write_sealed
+from repro.files.sealed import write_sealed
 
 WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"
 FLIPS = 3

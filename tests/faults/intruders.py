@@ -19,11 +19,11 @@ import repro  # noqa: F401  (before diffusers)
 from faults.lab import TINY, Outcome
 from repro.cli import main
 from repro.config import load_config
+from repro.data.cifar10 import CIFAR10, read_cifar10
+from repro.diffusion.ddpm import sampling_scheduler
 from repro.errors import ReproError
-from repro.harness.cifar10 import CIFAR10, read_cifar10
-from repro.harness.denoiser import build_base, load_denoiser, save_denoiser
-from repro.harness.diffusion import sampling_scheduler
-from repro.harness.places import Places
+from repro.files.places import Places
+from repro.models.denoiser import build_base, load_denoiser, save_denoiser
 
 # Nothing of it is trained or judged, so nothing has to be estimated first.
 SMALL_CIFAR10 = ["--config", "cifar10_short"]

@@ -12,18 +12,22 @@ import pytest
 import torch
 
 from repro.config import Compute, Training, load_config
-from repro.harness.arithmetic import autocast, compiled, laid_out, set_arithmetic
-from repro.harness.clock import Clock
-from repro.harness.cost import count_macs, count_params
-from repro.harness.data import Images
-from repro.harness.denoiser import build_base
-from repro.harness.diffusion import NoisyBatches, image_losses, image_noise, noise_schedule, predictor, sample_pixels
-from repro.harness.training import Run, train
+from repro.data.images import Images
+from repro.diffusion.batches import NoisyBatches, image_noise
+from repro.diffusion.ddpm import DDPM
+from repro.diffusion.formulation import image_losses, predictor
+from repro.diffusion.sampler import sample_pixels
+from repro.diffusion.samplers import SAMPLERS
+from repro.models.cost import count_macs, count_params
+from repro.models.denoiser import build_base
 from repro.ofa.allocation import make_plan
 from repro.ofa.importance import pipe_importance
 from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import Linear
 from repro.ofa.supernet import Supernet
+from repro.runtime.clock import Clock
+from repro.runtime.precision import autocast, compiled, laid_out, set_arithmetic
+from repro.training.loop import Run, train
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
@@ -61,8 +65,8 @@ def arithmetic():
     torch.use_deterministic_algorithms(False)
 
 
-def new_supernet():
-    base = build_base(CONFIG.network, seed=3).eval()
+def new_supernet(device="cpu"):
+    base = build_base(CONFIG.network, seed=3).eval().to(device)
     pipes = pipes_of(base)
     stream = torch.Generator().manual_seed(5)
     importance = {pipe.name: torch.rand(pipe.width, generator=stream) for pipe in pipes}
@@ -77,8 +81,7 @@ def images(count=512):
 
 
 def batches(batch_size=BATCH, *, flip=False):
-    schedule = noise_schedule(CONFIG.diffusion)
-    return NoisyBatches(images(), schedule, batch_size=batch_size, seed=2, device=DEVICE, horizontal_flip=flip)
+    return NoisyBatches(images(), DDPM(CONFIG.diffusion), batch_size=batch_size, seed=2, device=DEVICE, horizontal_flip=flip)
 
 
 def loss_at(net, batch, step):
@@ -105,6 +108,14 @@ def test_the_extracted_subnet_is_the_subnet_in_the_supernet_bit_for_bit(size):
 
 
 @torch.no_grad()
+def test_a_supernet_is_made_where_its_base_lies():
+    batch = batches(4)(0)
+    on_gpu, moved = new_supernet(DEVICE), new_supernet().to(DEVICE)
+    found, expected = (predictor(supernet, 0.5)(batch.noisy, batch.timesteps) for supernet in (on_gpu, moved))
+    assert torch.equal(found, expected)
+
+
+@torch.no_grad()
 def test_a_gpu_computes_what_the_cpu_computes():
     supernet = new_supernet().eval()
     batch = batches(4)(0)
@@ -119,7 +130,7 @@ def test_batched_importance_is_that_of_one_image_at_a_time():
     whole = batches(8)(0)
     cuts = [
         replace(whole, noisy=n[None], noise=e[None], timesteps=t[None])
-        for n, e, t in zip(whole.noisy, whole.noise, whole.timesteps, strict=True)
+        for n, e, t in zip(whole.noisy, whole.target, whole.timesteps, strict=True)
     ]
     together, alone = (
         pipe_importance(base, pipes, parts, lambda model, batch: image_losses(predictor(model), batch)) for parts in ([whole], cuts)
@@ -171,10 +182,10 @@ def test_compiled_subnets_compute_what_they_compute_uncompiled():
 def test_samples_do_not_depend_on_the_batch():
     base = laid_out(build_base(CONFIG.network, seed=3).eval(), Compute(), DEVICE)
     settings = replace(CONFIG.evaluation, sampler_steps=5)
-    schedule = noise_schedule(CONFIG.diffusion)
+    formulation, sampler = DDPM(CONFIG.diffusion), SAMPLERS["ddim"]
     noise = image_noise(range(12), SHAPE, 0, 0).to(DEVICE)
-    whole = sample_pixels(predictor(base), schedule, noise, settings)
-    parts = torch.cat([sample_pixels(predictor(base), schedule, part, settings) for part in noise.split(5)])
+    whole = sample_pixels(predictor(base), formulation, noise, settings, sampler)
+    parts = torch.cat([sample_pixels(predictor(base), formulation, part, settings, sampler) for part in noise.split(5)])
     assert (whole.int() - parts.int()).abs().max() <= 1
 
 

@@ -1,0 +1,141 @@
+"""Counts the work of cells, stage by stage: images, PFLOP and GB.
+
+Nothing is run: training costs 6 x MACs x images (forward, and twice that backward), sampling 2 x MACs x NFE x images.
+"""
+
+import math
+from functools import cache, partial
+from pathlib import Path
+
+from repro.config.known_sets import KNOWN_SETS
+from repro.data.image_folder import undecoded_bytes
+from repro.data.image_source import image_source
+from repro.experiment.artefacts import is_made
+from repro.experiment.cells import Cell, Experiment, base_cell, state_of
+from repro.experiment.stage import GB, Costs, Stage, base_macs
+from repro.methods.plan import equal_importance
+from repro.models.cost import count_params
+from repro.models.denoiser import meta_base
+from repro.ofa.allocation import make_plan
+from repro.ofa.pipes import pipes_of
+
+CIFAR10_GB = 0.171
+IMAGES = {"digits": 1797, "cifar10": 50_000}
+# What a cell takes besides, on two cores with 35.7 M parameters: DeepSpeed's start 2 s; the search for a pruning ratio 15 s, and the
+# statistics and distance of 50,000 x 2,048 features 19 s.
+START_SEC, OTHER_SEC_PER_PARAMETER = 2, 28 / 35.7e6
+
+
+def unfinished(experiment: Experiment, cells: list[Cell]) -> list[Cell]:
+    """Returns the cells that have no record of success.
+
+    Raises:
+        ReproError: A record is corrupt, or another configuration made it.
+    """
+    return [cell for cell in cells if state_of(experiment, cell)[0] != "done"]
+
+
+def stages(experiment: Experiment, cells: list[Cell], *, afresh: bool = False) -> list[Stage]:
+    """Lists what is to be computed for cells, in the order in which it is.
+
+    Args:
+        experiment: The configuration, its methods and its folders.
+        cells: What is to be done. What an interrupted cell has behind it is not taken off.
+        afresh: Whether networks that lie in the runs folder count as well.
+    """
+    config = experiment.config
+    planned = cache(partial(costs_of, experiment))
+    whole = planned(config.allocation.rule)
+    rows = [_downloads(experiment, cells, whole)]
+    for name in dict.fromkeys(cell.method for cell in cells):
+        mine = [cell for cell in cells if cell.method == name]
+        to_make = [cell for cell in mine if afresh or not is_made(experiment, cell)]
+        this, method = experiment.of(mine[0]), experiment.method_of(mine[0])
+        sizes = {*this.config.sizes.trained, *(cell.size for cell in mine if cell.size is not None)}
+        costs = planned(method.rule(config), tuple(sorted(sizes)))
+        rows += method.work(this, to_make, costs) if to_make else []
+        rows += [_sampling(experiment, mine, costs)] if method.judged else []
+    judged = [cell for cell in cells if experiment.method_of(cell).judged]
+    rows += [_extractor(experiment, judged), _features(experiment, judged), _other(cells, whole)]
+    return [row for row in rows if row.images or row.pflop or row.seconds or row.kept_gb]
+
+
+def costs_of(experiment: Experiment, rule: str, sizes: tuple[float, ...] = ()) -> Costs:
+    """Returns what sizes cost under an allocation rule with equal importances, since no base has been scored yet.
+
+    Args:
+        experiment: The configuration.
+        rule: "gradual", "formula5" or "uniform".
+        sizes: The sizes P; the trained ones where none are named.
+    """
+    config = experiment.config
+    base = meta_base(config.denoiser)
+    pipes, params = pipes_of(base, config.allocation.resampling_units), count_params(base.parameters())
+    floor, importance = config.allocation.floor, equal_importance(pipes)
+    plan = make_plan(pipes, importance, sizes or config.sizes.trained, params_base=params, rule=rule, floor=floor)
+    counted = base_macs(config.denoiser, config.allocation.resampling_units)
+    macs = {size: counted.keeping({pipe.name: len(kept[pipe.name]) / pipe.width for pipe in pipes}) for size, kept in plan.kept.items()}
+    return Costs(macs=macs | {1.0: float(counted.whole)}, params=plan.params | {1.0: params})
+
+
+def training_images(experiment: Experiment) -> int:
+    """Returns how many images are trained on, without loading them; of a known data set, which need not be at hand, its own number."""
+    data = experiment.config.data
+    if data.holds:
+        return KNOWN_SETS[data.holds].training
+    if data.name in IMAGES:
+        return IMAGES[data.name]
+    with image_source(Path(data.folder).expanduser()) as source:
+        return len(source.names)
+
+
+def _downloads(experiment: Experiment, cells: list[Cell], costs: Costs) -> Stage:
+    """What is fetched or decoded into the cache, where it does not lie there already."""
+    config, places = experiment.config, experiment.places
+    data = config.data.name == "cifar10" and places.data_root is None and not (places.cache / "data" / "cifar-10-python.tar.gz").exists()
+    base = config.base.source == "hub" and base_cell(config, 0) in cells and not (places.cache / "hub").exists()
+    gb = CIFAR10_GB * data + experiment.metric.download_bytes(places) / GB + base * 4 * costs.params[1.0] / GB
+    if config.data.name == "folder":
+        gb += undecoded_bytes(training_images(experiment), experiment.image_shape, places.cache / "data") / GB
+    return Stage(name="data and weights", kind="other", kept_gb=gb, in_cache=True)
+
+
+def _sampling(experiment: Experiment, cells: list[Cell], costs: Costs) -> Stage:
+    settings = experiment.config.evaluation
+    each = settings.samples * len(settings.sampling_seeds)
+    nfe = experiment.nfe
+    drawn = [cell.size for cell in cells if cell.size is not None]
+    decoding = experiment.space.flop(experiment.network_shape)
+    return Stage(
+        name=f"{cells[0].method}: sampling",
+        kind="sampling",
+        images=each * len(drawn),
+        passes=float(each * len(drawn) * nfe),
+        pflop=sum((2 * costs.macs[size] * nfe + decoding) * each / 1e15 for size in drawn),
+        passing_gb=each * math.prod(experiment.image_shape) / GB,
+    )
+
+
+def _extractor(experiment: Experiment, judged: list[Cell]) -> Stage:
+    """The training of the metric's feature extractor, where it has to be trained."""
+    metric = experiment.metric
+    images, flop = metric.training(experiment.image_shape, experiment.config) if judged else (0, 0.0)
+    return Stage(name=f"{metric.section or metric.name}: training", kind="features", images=images, pflop=flop / 1e15)
+
+
+def _features(experiment: Experiment, judged: list[Cell]) -> Stage:
+    """Every set that is judged, and the reference once, which is kept."""
+    settings = experiment.config.evaluation
+    reference = min(settings.reference_images or training_images(experiment), training_images(experiment))
+    each = settings.samples * len(settings.sampling_seeds)
+    own = [experiment.method_of(cell).pixels for cell in judged]
+    images = (reference if judged else 0) + sum(each if pixels is None else pixels(settings, reference) for pixels in own)
+    metric = experiment.metric
+    kept = 4 * reference * metric.cached_width / GB
+    pflop = metric.flop(experiment.image_shape, experiment.config) * images / 1e15
+    return Stage(name=f"features for {metric.name}", kind="features", images=images, pflop=pflop, kept_gb=kept, in_cache=True)
+
+
+def _other(cells: list[Cell], costs: Costs) -> Stage:
+    each = START_SEC + OTHER_SEC_PER_PARAMETER * costs.params[1.0]
+    return Stage(name="all else", kind="other", seconds=each * len(cells))

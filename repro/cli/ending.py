@@ -1,0 +1,55 @@
+"""Turns mistakes, failures and interruptions of a command into one line and an exit code, never a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from repro.errors import INTERRUPTED, InterruptionError, ReproError
+
+
+def ended(command: Callable[[], int], *, unread: int = 0) -> int:
+    """Runs a command and returns its exit code.
+
+    Args:
+        command: What is run.
+        unread: The exit code where nobody reads on: 0 for a command that only shows something, another for one that is cut short by it.
+    """
+    try:
+        try:
+            return _told(command)
+        finally:
+            _leave_group()
+            sys.stdout.flush()  # now: at exit nobody could catch what it raises
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing more may be written to it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return unread
+
+
+def _told(command: Callable[[], int]) -> int:
+    try:
+        return command()
+    except InterruptionError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except ReproError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except RuntimeError as error:
+        if "torch" not in sys.modules or not _lost_rank(error):
+            raise
+        print(f"error: another rank has gone ({str(error).splitlines()[0]}); run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _leave_group() -> None:
+    if "repro.runtime.distributed" in sys.modules:
+        sys.modules["repro.runtime.distributed"].leave()
+
+
+def _lost_rank(error: RuntimeError) -> bool:
+    from repro.runtime.distributed import is_loss_of_a_rank
+
+    return is_loss_of_a_rank(error)

@@ -1,0 +1,1 @@
+"""Images: the sets that a network is trained on and judged against."""

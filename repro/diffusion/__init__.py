@@ -1,0 +1,1 @@
+"""Formulations, samplers, and the batches that a network is trained on."""

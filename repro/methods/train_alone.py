@@ -1,0 +1,48 @@
+"""Trains one network of one size: the base, a baseline or a fine-tune, optionally distilled from a teacher."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from repro.config import Training
+from repro.diffusion.formulation import NoisyBatch, Predict, distillation_losses, image_losses, predictor
+from repro.experiment.cells import Cell, Experiment
+from repro.experiment.run import train_cell
+from repro.models.cost import count_macs
+from repro.runtime import distributed
+from repro.runtime.clock import Clock
+from repro.runtime.precision import laid_out
+from repro.runtime.progress import CellProgress
+
+
+def losses_of(experiment: Experiment, base: nn.Module, settings: Training) -> tuple[Callable[[Predict, NoisyBatch], Tensor], float]:
+    """Returns the losses of a batch's images, and the MACs of training that a teacher's forward pass amounts to.
+
+    Args:
+        experiment: The configuration and its folders.
+        base: The teacher, where there is one; a copy is kept.
+        settings: The budget, with the share of distillation.
+    """
+    if not settings.distillation:
+        return image_losses, 0.0
+    teacher = laid_out(copy.deepcopy(base), experiment.config.compute, distributed.device()).eval().requires_grad_(False)
+
+    def losses(predict: Predict, batch: NoisyBatch) -> Tensor:
+        return distillation_losses(predict, predictor(teacher), batch, settings.distillation)
+
+    return losses, count_macs(teacher, experiment.network_shape).total / 3  # training takes a forward pass and twice that backward
+
+
+def train_alone(
+    experiment: Experiment, cell: Cell, model: Any, settings: Training, clock: Clock, report: CellProgress, teacher: nn.Module
+) -> dict[str, Any]:
+    """Trains one network of one size; the teacher is asked where the settings say so."""
+    losses, taught = losses_of(experiment, teacher, settings)
+    macs = count_macs(model, experiment.network_shape).total + taught
+
+    def loss(module: nn.Module, batch: NoisyBatch, _step: int) -> Tensor:
+        return losses(predictor(module), batch).mean()
+
+    return train_cell(experiment, cell, model, settings, loss=loss, macs=lambda _step: macs, clock=clock, report=report)
