@@ -14,39 +14,39 @@ def ended(command: Callable[[], int], *, unread: int = 0) -> int:
         command: What is run.
         unread: The exit code where nobody reads on: 0 for a command that only shows something, another for one that is cut short by it.
     """
+    reason = "an unforeseen error"
     try:
         try:
-            return _told(command)
+            code, reason = _told(command)
         finally:
-            _leave_group()
+            _leave_group(reason)
             sys.stdout.flush()  # now: at exit nobody could catch what it raises
+        return code
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing more may be written to it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return unread
 
 
-def _told(command: Callable[[], int]) -> int:
+def _told(command: Callable[[], int]) -> tuple[int, str]:
+    """Returns the exit code, and for the other ranks why the command ended; empty where it is done, or ended because of them."""
     try:
-        return command()
-    except InterruptionError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except ReproError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return command(), ""
+    except (InterruptionError, ReproError) as error:
+        print(error if isinstance(error, InterruptionError) else f"error: {error}", file=sys.stderr)
+        return error.exit_code, str(error).partition(";")[0]
     except RuntimeError as error:
         if "torch" not in sys.modules or not _lost_rank(error):
             raise
         print(f"error: another rank has gone ({str(error).splitlines()[0]}); run the same command again to go on", file=sys.stderr)
-        return INTERRUPTED
+        return INTERRUPTED, ""
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+        return 130, "interrupted"
 
 
-def _leave_group() -> None:
+def _leave_group(reason: str) -> None:
     if "repro.runtime.distributed" in sys.modules:
-        sys.modules["repro.runtime.distributed"].leave()
+        sys.modules["repro.runtime.distributed"].leave(reason)
 
 
 def _lost_rank(error: RuntimeError) -> bool:

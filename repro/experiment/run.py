@@ -33,7 +33,7 @@ from repro.models import cost, memory
 from repro.models.denoiser import PrunedDenoiser, load_denoiser, meta_base, save_denoiser
 from repro.models.flop import train_pflop
 from repro.ofa.accounting import size_of
-from repro.runtime import distributed, gpu, provenance
+from repro.runtime import distributed, gpu, provenance, signals
 from repro.runtime.clock import Clock
 from repro.runtime.heartbeat import HEARTBEAT
 from repro.runtime.precision import checked_kernels, set_arithmetic
@@ -237,6 +237,7 @@ def _run_cell(experiment: Experiment, method: Method, cell: Cell, label: str, st
             record |= _judge(experiment, method, cell, product, made, report)
     except Exception as error:
         if distributed.is_loss_of_a_rank(error):
+            signals.check()  # this one was asked to end as well
             said = str(error).splitlines()[0]
             raise LostRankError(f"{cell.name}: another rank has gone ({said}); run the same command again to go on") from error
         told = checked_kernels(error)

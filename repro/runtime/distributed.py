@@ -28,6 +28,7 @@ __all__ = [
     "gather_tensors",
     "highest",
     "is_loss_of_a_rank",
+    "leave",
     "local_rank",
     "once",
     "rank",
@@ -232,15 +233,20 @@ def stop() -> None:
     _control.clear()
 
 
-def leave() -> None:
+def leave(reason: str) -> None:
     """Ends the threads of the process group, of a run that has failed, too: one that meets the interpreter's end may abort the process.
 
     NCCL's are left: to end them it would wait for the ranks that have not failed. A single process goes on to use its group, which
     DeepSpeed keeps.
+
+    Args:
+        reason: What the other ranks are told, so that none waits for this one; empty where they find out by themselves.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    rank_watch.end()
+    if reason:
+        rank_watch.leave(reason)
+    rank_watch.sign_off()
     if dist.get_backend() == "gloo":
         dist.destroy_process_group()
     elif _control:

@@ -2,7 +2,8 @@
 
 A rank whose process is stopped, whose machine is gone or whose network is cut looks alike to the others: their next collective does not
 return. So a thread of every rank writes its heartbeat into the rendezvous store and reads the others'. Ages are measured by the reader's
-own monotonic clock; no two clocks are compared.
+own monotonic clock; no two clocks are compared. A rank that ends before the run does says so: where no connection to it breaks, such as
+while groups of ranks are made, the others would wait for it until it counts as silent.
 """
 
 import json
@@ -18,6 +19,9 @@ from torch.distributed.distributed_c10d import PrefixStore
 from repro.errors import INTERRUPTED
 
 SIGNS_PER_TIMEOUT = 10
+ENDED = "ended"  # the key of the rank that ends before the run does
+ENDED_CHECK_SEC = 1.0
+GRACE_SEC = 10.0  # for a rank to end by itself after another
 _watches: list["Watch"] = []
 
 
@@ -51,8 +55,10 @@ class Watch(threading.Thread):
         while True:
             count += 1
             try:
-                self._leave(count)
+                self._write(str(self._rank), count=count)
                 signs = self._read(seen)
+                if self._until_next(pause):
+                    return
             except RuntimeError:  # the store is gone, with the rank that keeps it, the first
                 if not self._ended.wait(self._timeout_sec):
                     self._give_up(0 if self._rank else self._others[0])
@@ -65,8 +71,19 @@ class Watch(threading.Thread):
             for other, (last, since) in seen.items():
                 if last != 0 and now - since > self._timeout_sec:
                     self._give_up(other)
-            if self._ended.wait(pause):
-                return
+
+    def _until_next(self, pause: float) -> bool:
+        """Waits for the next round, and returns whether the watch has ended; another rank that has ended ends this one."""
+        deadline = time.monotonic() + pause
+        while (left := deadline - time.monotonic()) > 0:
+            if self._ended.wait(min(left, ENDED_CHECK_SEC)):
+                return True
+            if self._store.check([ENDED]):
+                sign = json.loads(self._store.get(ENDED))
+                if not self._ended.wait(GRACE_SEC):
+                    self._stop_process(f"rank {sign['rank']} ({sign['where']}) has ended: {sign['reason']}; rank {self._rank} ends, too")
+                return True
+        return False
 
     def _guard(self) -> None:
         """Notices that the store itself, which the first rank serves, does not answer."""
@@ -78,22 +95,31 @@ class Watch(threading.Thread):
         """Ends the watch and tells the others, so that they do not wait for this rank."""
         if self._ended.is_set():
             return
-        self.end()
+        self._end()
         try:
-            self._leave(0)
+            self._write(str(self._rank), count=0)
         except RuntimeError:
             return  # nobody is left to read it
 
-    def end(self) -> None:
-        """Ends the watch; to the others this rank falls silent."""
+    def leave(self, reason: str) -> None:
+        """Ends the watch and tells the others that this rank ends before the run does."""
+        if self._ended.is_set():
+            return
+        self._end()
+        try:
+            self._write(ENDED, rank=self._rank, reason=reason)
+        except RuntimeError:
+            return
+
+    def _end(self) -> None:
         self._ended.set()
         for thread in (self, self._guardian):
             if thread.is_alive():
                 thread.join(timeout=1)
 
-    def _leave(self, count: int) -> None:
-        sign = {"count": count, "where": f"process {os.getpid()} on {socket.gethostname()}", "at": self.at}
-        self._store.set(str(self._rank), json.dumps(sign))
+    def _write(self, key: str, **sign: Any) -> None:
+        sign |= {"where": f"process {os.getpid()} on {socket.gethostname()}", "at": self.at}
+        self._store.set(key, json.dumps(sign))  # waits for no answer
 
     def _read(self, seen: dict[int, tuple[int, float]]) -> dict[int, Any]:
         """Returns the heartbeats of the ranks that have written one; a rank may start late."""
@@ -101,16 +127,16 @@ class Watch(threading.Thread):
         return {other: json.loads(sign) for other, sign in zip(came, self._store.multi_get([str(o) for o in came]), strict=True)}
 
     def _give_up(self, other: int) -> None:
-        """Ends this process, whose main thread waits in a collective that cannot be cancelled."""
         if self._ended.is_set():
             return
         where = f" ({self._where[other]})" if self._where.get(other) else ""
-        print(
-            f"\nerror: rank {other}{where} has given no sign of life for {self._timeout_sec:g} s; rank {self._rank} stops; run the same "
-            "command again to go on from the last checkpoint (execution.rank_timeout_sec is how long it waits)",
-            file=sys.stderr,
-            flush=True,
+        self._stop_process(
+            f"rank {other}{where} has given no sign of life for {self._timeout_sec:g} s (execution.rank_timeout_sec); rank {self._rank} stops"
         )
+
+    def _stop_process(self, why: str) -> None:
+        """Ends this process, whose main thread waits in a collective that cannot be cancelled."""
+        print(f"\nerror: {why}; run the same command again to go on from the last checkpoint", file=sys.stderr, flush=True)
         os._exit(INTERRUPTED)
 
 
@@ -127,13 +153,14 @@ def note(place: str) -> None:
 
 
 def sign_off() -> None:
-    """Ends the watch of this process and tells the other ranks."""
+    """Ends the watch of this process and tells the other ranks that it is done."""
     for each in _watches:
         each.sign_off()
+    _watches.clear()
 
 
-def end() -> None:
-    """Ends the watch of this process."""
+def leave(reason: str) -> None:
+    """Ends the watch of this process and tells the other ranks why it ends before the run does."""
     for each in _watches:
-        each.end()
+        each.leave(reason)
     _watches.clear()

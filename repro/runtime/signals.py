@@ -26,6 +26,7 @@ class _State:
 
 def listen() -> None:
     """Handles SIGTERM and SIGINT; where a launcher started this process, the launcher's death counts as SIGTERM."""
+    _State.asked = 0
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _handle)
     parent = os.environ.pop(PARENT, "")  # what this process starts has another one
@@ -47,23 +48,21 @@ def deferred() -> Iterator[None]:
 
 
 def asked() -> int:
-    """Returns the deferred signal, 0 for none."""
+    """Returns the signal that asked to end, 0 for none."""
     return _State.asked
 
 
 def check() -> None:
-    """Ends the run where a signal was deferred and the work that it waited for is done.
+    """Ends the run where a signal asked for it: one that was deferred until now, or whose error a library kept to itself.
 
     Raises:
-        InterruptionError: A signal was deferred.
+        InterruptionError: A signal asked to end.
     """
     if _State.asked and not _State.deferred:
-        number, _State.asked = _State.asked, 0
-        raise InterruptionError(number)
+        raise InterruptionError(_State.asked)
 
 
 def _handle(number: int, _frame: FrameType | None) -> None:
-    if _State.deferred and not _State.asked:
-        _State.asked = number
-        return
-    raise InterruptionError(number)
+    first, _State.asked = not _State.asked, number
+    if not (_State.deferred and first):
+        raise InterruptionError(number)

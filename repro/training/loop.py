@@ -169,6 +169,7 @@ class _Loop(Generic[Batch]):
                 self._save(step)
                 pulse.saved()
             if saving and stopping:
+                distributed.wait_for_all()  # the first rank has written it
                 raise InterruptionError(stopping)
 
     def _step(self, step: int) -> Tensor:

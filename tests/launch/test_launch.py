@@ -256,6 +256,42 @@ def test_a_signal_ends_a_run_with_a_checkpoint_of_the_step_at_hand(tmp_path):
     assert outcome.survived == outcome.tried == 1, outcome.remarks
 
 
+LEAVES = """
+import os, signal, sys, torch.distributed as dist
+from repro.cli.ending import ended
+from repro.errors import InterruptionError
+from repro.runtime import distributed
+def command():
+    distributed.engine_library().ops.__compatible_ops__["deepspeed_shm_comm"] = False  # for gloo it would compile an operator
+    distributed.start(rank_timeout_sec=300)
+    if distributed.rank() == 1:
+        raise InterruptionError(signal.SIGTERM)
+    dist.new_group(backend="gloo")  # asks the store where the other listens; no connection to that one breaks
+    return 0
+sys.exit(ended(command))
+"""
+
+
+def test_a_rank_that_ends_is_not_waited_for_where_no_connection_to_it_breaks():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    common |= {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", LEAVES],
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [75, 75], said
+    assert f"error: rank 1 (process {ranks[1].pid} on " in said[0] and "has ended: stopped by SIGTERM; rank 0 ends, too" in said[0]
+    assert said[1] == "stopped by SIGTERM; run the same command again to go on\n"
+
+
 def test_ranks_end_with_their_launcher_even_when_it_is_killed(tmp_path):
     run = Experiment(tmp_path, ranks=2)
     process = run.start()
