@@ -131,7 +131,8 @@ class Watch(threading.Thread):
             return
         where = f" ({self._where[other]})" if self._where.get(other) else ""
         self._stop_process(
-            f"rank {other}{where} has given no sign of life for {self._timeout_sec:g} s (execution.rank_timeout_sec); rank {self._rank} stops"
+            f"rank {other}{where} has given no sign of life for {self._timeout_sec:g} s (execution.rank_timeout_sec); "
+            f"rank {self._rank} stops"
         )
 
     def _stop_process(self, why: str) -> None:
