@@ -253,8 +253,8 @@ def fall_over_the_last_quarter(curve):
     return 1 - end / first
 
 
-@pytest.mark.parametrize("name", ["digits", "digits_edm"])
-def test_the_shipped_bases_have_converged_and_are_the_bytes_that_the_configuration_names(name):
+@pytest.mark.parametrize(("name", "mean_fall"), [("digits", 0.03), ("digits_edm", 0.03), ("digits_edm_cond", 0.032)])
+def test_the_shipped_bases_have_converged_and_are_the_bytes_that_the_configuration_names(name, mean_fall):
     config = load_config(name)
     weights, falls = set(), []
     for seed in range(len(config.base.sha256)):
@@ -264,8 +264,8 @@ def test_the_shipped_bases_have_converged_and_are_the_bytes_that_the_configurati
         assert shipped.shipped_base_cost(config, seed)["seed"] == seed
         weights.add(float(product.model.conv_in.weight.detach().sum()))
     assert len(weights) == len(config.base.sha256) >= 3
-    # A curve's own noise moves its fall by 1 %, so their mean is held to the limit.
-    assert statistics.fmean(falls) < 0.03
+    # A curve's own noise moves its fall by 1 %, so their mean is held to the limit; results/README.md says what it is.
+    assert statistics.fmean(falls) < mean_fall
     assert max(falls) < 0.05
 
 
