@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from repro.errors import INTERRUPTED, InterruptionError, ReproError
+from repro.errors import INTERRUPTED, InterruptionError, LostRankError, ReproError
 
 
 def ended(command: Callable[[], int], *, unread: int = 0) -> int:
@@ -31,9 +31,12 @@ def _told(command: Callable[[], int]) -> tuple[int, str]:
     """Returns the exit code, and for the other ranks why the command ended; empty where it is done, or ended because of them."""
     try:
         return command(), ""
-    except (InterruptionError, ReproError) as error:
-        print(error if isinstance(error, InterruptionError) else f"error: {error}", file=sys.stderr)
-        return error.exit_code, str(error).partition(";")[0]
+    except InterruptionError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code, _cause(error)
+    except ReproError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code, "" if isinstance(error, LostRankError) else _cause(error)
     except RuntimeError as error:
         if "torch" not in sys.modules or not _lost_rank(error):
             raise
@@ -42,6 +45,10 @@ def _told(command: Callable[[], int]) -> tuple[int, str]:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130, "interrupted"
+
+
+def _cause(error: InterruptionError | ReproError) -> str:
+    return str(error).partition(";")[0]  # a remedy follows
 
 
 def _leave_group(reason: str) -> None:

@@ -227,7 +227,7 @@ def is_loss_of_a_rank(error: Exception) -> bool:
 
 def stop() -> None:
     """Signs off, so that no rank waits for this one, and leaves the process group."""
-    rank_watch.sign_off()
+    rank_watch.end()
     if dist.is_initialized():
         dist.destroy_process_group()
     _control.clear()
@@ -244,9 +244,7 @@ def leave(reason: str) -> None:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    if reason:
-        rank_watch.leave(reason)
-    rank_watch.sign_off()
+    rank_watch.end(reason)
     if dist.get_backend() == "gloo":
         dist.destroy_process_group()
     elif _control:

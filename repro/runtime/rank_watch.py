@@ -56,21 +56,24 @@ class Watch(threading.Thread):
             count += 1
             try:
                 self._write(str(self._rank), count=count)
-                signs = self._read(seen)
+                self._judge(self._read(seen), seen)
                 if self._until_next(pause):
                     return
             except RuntimeError:  # the store is gone, with the rank that keeps it, the first
                 if not self._ended.wait(self._timeout_sec):
                     self._give_up(0 if self._rank else self._others[0])
                 return
-            now = self._last_round = time.monotonic()
-            for other, sign in signs.items():
-                self._where[other] = f"{sign['where']}, at {sign['at']}"
-                if sign["count"] != seen[other][0]:
-                    seen[other] = (sign["count"], now)
-            for other, (last, since) in seen.items():
-                if last != 0 and now - since > self._timeout_sec:
-                    self._give_up(other)
+
+    def _judge(self, signs: dict[int, Any], seen: dict[int, tuple[int, float]]) -> None:
+        """Notes the heartbeats of the other ranks and when each last changed, and gives up where one is silent."""
+        now = self._last_round = time.monotonic()
+        for other, sign in signs.items():
+            self._where[other] = f"{sign['where']}, at {sign['at']}"
+            if sign["count"] != seen[other][0]:
+                seen[other] = (sign["count"], now)
+        for other, (last, since) in seen.items():
+            if last != 0 and now - since > self._timeout_sec:
+                self._give_up(other)
 
     def _until_next(self, pause: float) -> bool:
         """Waits for the next round, and returns whether the watch has ended; another rank that has ended ends this one."""
@@ -91,31 +94,19 @@ class Watch(threading.Thread):
             if time.monotonic() - self._last_round > self._timeout_sec:
                 self._give_up(0 if self._rank else self._others[0])
 
-    def sign_off(self) -> None:
-        """Ends the watch and tells the others, so that they do not wait for this rank."""
-        if self._ended.is_set():
-            return
-        self._end()
-        try:
-            self._write(str(self._rank), count=0)
-        except RuntimeError:
-            return  # nobody is left to read it
-
-    def leave(self, reason: str) -> None:
-        """Ends the watch and tells the others that this rank ends before the run does."""
-        if self._ended.is_set():
-            return
-        self._end()
-        try:
-            self._write(ENDED, rank=self._rank, reason=reason)
-        except RuntimeError:
-            return
-
-    def _end(self) -> None:
+    def end(self, reason: str) -> None:
+        """Ends the watch and tells the others, so that they do not wait for this rank; with a reason they end, too."""
         self._ended.set()
         for thread in (self, self._guardian):
             if thread.is_alive():
                 thread.join(timeout=1)
+        try:
+            if reason:
+                self._write(ENDED, rank=self._rank, reason=reason)
+            else:
+                self._write(str(self._rank), count=0)
+        except RuntimeError:
+            return  # nobody is left to read it
 
     def _write(self, key: str, **sign: Any) -> None:
         sign |= {"where": f"process {os.getpid()} on {socket.gethostname()}", "at": self.at}
@@ -153,15 +144,8 @@ def note(place: str) -> None:
         each.at = place
 
 
-def sign_off() -> None:
-    """Ends the watch of this process and tells the other ranks that it is done."""
+def end(reason: str = "") -> None:
+    """Ends the watch of this process and tells the other ranks that it is done, or for which reason it ends before the run does."""
     for each in _watches:
-        each.sign_off()
-    _watches.clear()
-
-
-def leave(reason: str) -> None:
-    """Ends the watch of this process and tells the other ranks why it ends before the run does."""
-    for each in _watches:
-        each.leave(reason)
+        each.end(reason)
     _watches.clear()
