@@ -14,6 +14,7 @@ import torch
 from faults import crashes
 from faults.lab import Experiment
 from faults.ranks import equal_over_ranks
+from support.commands import as_two_ranks
 
 from repro.cli import main
 from repro.errors import ReproError
@@ -273,22 +274,10 @@ sys.exit(ended(command))
 
 
 def test_a_rank_that_ends_is_not_waited_for_where_no_connection_to_it_breaks():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    common |= {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", LEAVES],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [75, 75], said
-    assert f"error: rank 1 (process {ranks[1].pid} on " in said[0] and "has ended: stopped by SIGTERM; rank 0 ends, too" in said[0]
+    ranks = as_two_ranks(LEAVES)
+    said = [error for *_, error in ranks]
+    assert [process.returncode for process, *_ in ranks] == [75, 75], said
+    assert f"error: rank 1 (process {ranks[1][0].pid} on " in said[0] and "has ended: stopped by SIGTERM; rank 0 ends, too" in said[0]
     assert said[1] == "stopped by SIGTERM; run the same command again to go on\n"
 
 

@@ -1,14 +1,12 @@
 """Which GPU a rank computes on, under every way in which GPUs are shown to it; a stand-in for CUDA where there is none."""
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from support.commands import as_two_ranks
 
 from repro.cli import main
 from repro.config import Execution
@@ -154,23 +152,9 @@ sys.exit(code)
 
 @pytest.mark.parametrize(("uuids", "code"), [(("aaaa", "bbbb"), 0), (("aaaa", "aaaa"), 2)])
 def test_ranks_that_start_find_out_whether_each_has_a_gpu_of_its_own(uuids, code):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    common |= {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    apart = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", START],
-            env=apart | common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "FAKE_UUID": uuid},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, uuid in enumerate(uuids)
-    ]
-    said = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [code, code], said
+    ranks = as_two_ranks(START, [{"FAKE_UUID": uuid} for uuid in uuids])
+    said = [printed for _, *printed in ranks]
+    assert [process.returncode for process, *_ in ranks] == [code, code], said
     for out, error in said:
         assert out.splitlines()[-1] == "left"  # a thread that meets the interpreter's end may abort the process
         if code:

@@ -2,9 +2,15 @@
 
 import contextlib
 import io
+import os
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from subprocess import CompletedProcess
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def typed(command, *words, cwd=None):
@@ -26,3 +32,32 @@ def typed(command, *words, cwd=None):
             for number, handler in handlers.items():
                 signal.signal(number, handler)
     return CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def as_two_ranks(script, variables=({}, {})):
+    """Runs a Python script as two ranks on the CPU; returns of each the ended process, and what it printed to stdout and stderr.
+
+    Args:
+        script: The text of the script.
+        variables: Environment variables of each rank.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    common |= {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    apart = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", script],
+            env=apart | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | own,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, own in enumerate(variables)
+    ]
+    try:
+        return [(process, *process.communicate(timeout=120)) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
