@@ -25,14 +25,8 @@ def noise_schedule(settings: Diffusion) -> DDPMScheduler:
 
 def sampling_scheduler(settings: Diffusion, *, clip_sample: bool) -> DDIMScheduler:
     """Returns diffusers' DDIM scheduler for the same noise schedule, as an extracted subnet carries it."""
-    return DDIMScheduler(
-        num_train_timesteps=settings.num_train_timesteps,
-        beta_schedule=settings.beta_schedule,
-        beta_start=settings.beta_start,
-        beta_end=settings.beta_end,
-        clip_sample=clip_sample,
-        set_alpha_to_one=True,
-    )
+    scheduler: DDIMScheduler = DDIMScheduler.from_config(noise_schedule(settings).config, clip_sample=clip_sample, set_alpha_to_one=True)
+    return scheduler
 
 
 def min_snr_weights(schedule: DDPMScheduler, gamma: float = MIN_SNR_GAMMA) -> Tensor:
