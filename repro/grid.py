@@ -5,14 +5,25 @@ This table is light: what makes a cell's product, and all that it needs, is impo
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baselines.names import RECIPES
 from repro.config import Config, changed
 from repro.errors import ReproError
-from repro.experiment.cells import Cell, Experiment, Method, Product, Variant, base_cell, contradicts_method, joint_cell, scores_cell
+from repro.experiment.cells import (
+    Cell,
+    Experiment,
+    Method,
+    Networks,
+    Product,
+    Variant,
+    base_cell,
+    contradicts_method,
+    joint_cell,
+    scores_cell,
+)
 from repro.experiment.record_checks import CLOSE, training_pflop
 from repro.experiment.records import REMEDY, Record, read_records, record_path
 from repro.methods.variants import FINETUNED, METHOD, TRAINED_ALONE, TRAINED_ONCE
@@ -21,6 +32,8 @@ from repro.ofa.sampling_law import Law
 from repro.runtime.clock import Clock
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from baselines.recipes import Criterion
     from repro.runtime.progress import CellProgress
 
@@ -36,6 +49,16 @@ def _maker(module: str, function: str, *first: Any, **named: Any) -> Maker:
         return product
 
     return make
+
+
+def _networks(module: str, function: str) -> Networks:
+    """Returns a function of a module that makes the networks of a snapshot; the module is imported when it is called."""
+
+    def networks(experiment: Experiment, cell: Cell, weights: "Mapping[str, Tensor]") -> "Mapping[float, nn.Module]":
+        found: Mapping[float, nn.Module] = getattr(importlib.import_module(module), function)(experiment, cell, weights)
+        return found
+
+    return networks
 
 
 def _reported(config: Config) -> tuple[float, ...]:
@@ -91,6 +114,7 @@ def trained_once(name: str, summary: str, variant: Variant | None = None, law: L
         needs=needs_base,
         budget=lambda _config: "ofa_training",
         judged=False,
+        networks=_networks("repro.methods.train_once", "networks_of_all"),
         rule=_allocated,
         work=formula4_work,
         variant=variant,
@@ -142,6 +166,7 @@ def trained_alone(
         needs=needs,
         delivered_by=delivered_by,
         budget=lambda _config: "baseline_training",
+        networks=_networks("repro.methods.train_alone", "networks_alone"),
         variant=variant,
     )
     if scored_by != name:

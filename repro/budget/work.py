@@ -79,7 +79,12 @@ def costs_of(experiment: Experiment, rule: str, sizes: tuple[float, ...] = ()) -
 
 
 def training_images(experiment: Experiment) -> int:
-    """Returns how many images are trained on, without loading them; of a known data set, which need not be at hand, its own number."""
+    """Returns how many images are trained on, without loading them."""
+    return _read_images(experiment) - experiment.config.data.held_out
+
+
+def _read_images(experiment: Experiment) -> int:
+    """Returns how many images are read; of a known data set, which need not be at hand, its own number."""
     data = experiment.config.data
     if data.holds:
         return KNOWN_SETS[data.holds].training
@@ -96,7 +101,7 @@ def _downloads(experiment: Experiment, cells: list[Cell], costs: Costs) -> Stage
     base = config.base.source == "hub" and base_cell(config, 0) in cells and not (places.cache / "hub").exists()
     gb = CIFAR10_GB * data + experiment.metric.download_bytes(places) / GB + base * 4 * costs.params[1.0] / GB
     if config.data.name == "folder":
-        gb += undecoded_bytes(training_images(experiment), experiment.image_shape, places.cache / "data") / GB
+        gb += undecoded_bytes(_read_images(experiment), experiment.image_shape, places.cache / "data") / GB
     return Stage(name="data and weights", kind="other", kept_gb=gb, in_cache=True)
 
 

@@ -27,6 +27,7 @@ from repro.config.sections import (
     Base,
     Classifier,
     Compute,
+    Curves,
     Data,
     Diffusion,
     Evaluation,
@@ -50,6 +51,7 @@ __all__ = [
     "Cluster",
     "Compute",
     "Config",
+    "Curves",
     "Data",
     "Diffusion",
     "Evaluation",
@@ -72,6 +74,8 @@ GUIDED = "asks a network that was trained without its condition, too; set data.c
 ALIKE = "a base is trained on in the formulation that it was trained in; name another base, or set both alike"
 AUGMENT_LABELS = 9
 AUGMENTED = f"needs a network that is told of it: song_unet.augment_dim = {AUGMENT_LABELS}"
+CURVED = ("ofa_training", "baseline_training")  # the sections whose trainings are judged on their way, where there are [curves]
+NO_END = "must be 'constant', without a cool-down, where there are [curves]: a point of a falling rate is not the end of a shorter run"
 OF_DIFFUSERS = ("network", "transformer")
 ONE_NETWORK = "a base is a [network], a [transformer] or of another architecture; write one of these sections"
 NO_KEYS = ("own", "section")  # of a configuration and of an architecture, which stands under a name of its own
@@ -86,6 +90,7 @@ class Config:
         name: Names its folders of records and artefacts.
         network: The base's architecture, where it is a UNet.
         transformer: Where it is a transformer.
+        curves: Where trainings are judged on their way as well.
         own: Where it is another, of the package or of a script; one of the three. Its section has a name of its own.
         hours: How long all of it may take on the device at hand; its training steps are scaled to that once, by a measured
             throughput. 0 takes the steps as they are written.
@@ -109,6 +114,7 @@ class Config:
     finetuning: Training
     pruning: Pruning = field(default_factory=Pruning)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    curves: Curves | None = None
     classifier: Classifier = field(default_factory=Classifier)
     compute: Compute = field(default_factory=Compute)
     execution: Execution = field(default_factory=Execution)
@@ -140,6 +146,9 @@ class Config:
         scored = self.pruning.timesteps
         check("pruning.timesteps", scored <= timesteps, f"is {scored}, but there are only {timesteps} (diffusion.num_train_timesteps)")
         check("evaluation.guidance", self.evaluation.guidance == 1 or self.data.condition_dropout > 0, GUIDED)
+        for section in CURVED if self.curves else ():
+            check(f"{section}.schedule", getattr(self, section).schedule == "constant", NO_END)
+            check(f"{section}.cooldown_steps", getattr(self, section).cooldown_steps == 0, NO_END)
         told = getattr(self.denoiser, "augment_dim", 0)
         for section in BUDGETS:
             augmented = getattr(self, section).augment_probability > 0

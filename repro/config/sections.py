@@ -32,6 +32,7 @@ MOST_STEPS, MOST_TIMESTEPS = 10**9, 10**6
 MOST_IMAGES = 10**12
 MOST_BATCH, MOST_SEED = 2**20, 2**32 - 1  # images at a time; numpy's largest seed
 MOST_HOURS = 10**6
+MOST_POINTS = 64  # of a curve
 BUDGETS = ("base_training", "ofa_training", "baseline_training", "finetuning")  # the sections that hold a `Training`
 MOST_THREADS = 1024
 EMA_DECAY = 0.9999
@@ -58,6 +59,7 @@ class Data:
             resized; empty takes all of it.
         holds: Of `folder`: the published data set that lies there, `celeba`, `ffhq` or `imagenet`. Its number of images is then checked,
             its training images are taken, and its published figures stand beside the results. Empty takes any images.
+        held_out: How many images of a set without a test split are kept apart: never trained on, nor part of the reference.
     """
 
     name: str = "digits"
@@ -68,6 +70,7 @@ class Data:
     condition_dropout: float = added(0.0)
     crop: tuple[int, ...] = added(())
     holds: str = added("")
+    held_out: int = added(0)
 
     def __post_init__(self) -> None:
         one_of("name", self.name, DATA_SETS)
@@ -81,6 +84,7 @@ class Data:
             one_of("holds", self.holds, tuple(KNOWN_SETS))
         check("sha256", not self.sha256 or is_sha256(self.sha256), "must be 64 hexadecimal digits")
         check("condition_dropout", 0 <= self.condition_dropout < 1, "must lie in [0, 1)")
+        not_negative("held_out", self.held_out, MOST_STEPS)
 
     @property
     def known_as(self) -> str:
@@ -215,6 +219,7 @@ class Training:
         ema_half_life_images: In place of a decay: after how many images half of the average is newer (Karras et al., 2022).
         ema_ramp: The half-life is at most this share of the images so far; 0 has no such bound. EDM: 0.05 for a network from scratch.
         betas: Of Adam.
+        cooldown_steps: Of a `constant` schedule: the last steps, in which the rate falls linearly to 0.
         weight_decay: Of AdamW; parameters that the network's `no_weight_decay()` names have none.
         dropout: In the residual (and feed-forward) units.
         horizontal_flip: Whether every image is mirrored with probability 1/2.
@@ -248,6 +253,7 @@ class Training:
     ema_ramp: float = added(0.0)
     betas: tuple[float, ...] = added((0.9, 0.999))
     weight_decay: float = added(0.0)
+    cooldown_steps: int = added(0)
 
     def __post_init__(self) -> None:
         for key in ("steps", "checkpoint_every_steps"):
@@ -272,6 +278,11 @@ class Training:
         check("dropout", 0 <= self.dropout < 1, "must lie in [0, 1)")
         check("distillation", 0 <= self.distillation <= 1, "must lie in [0, 1]")
         one_of("schedule", self.schedule, ("constant", "cosine"))
+        not_negative("cooldown_steps", self.cooldown_steps, MOST_STEPS)
+        check(
+            "cooldown_steps", not self.cooldown_steps or self.schedule == "constant", "goes with schedule = 'constant', and only with that"
+        )
+        check("cooldown_steps", self.cooldown_steps < self.steps or not self.cooldown_steps, f"must be fewer than all {self.steps:,} steps")
         one_of("loss_reduction", self.loss_reduction, ("mean", "sum"))
         one_of("timesteps", self.timesteps, ("independent", "antithetic"))
         one_of("loss_weighting", self.loss_weighting, ("uniform", "min_snr"))
@@ -419,6 +430,40 @@ class Evaluation:
             not_negative("sampling_seeds", seed, MOST_SEED)
         for key in ("sampling_seeds", "latency_batches"):
             check(key, len(set(getattr(self, key))) == len(getattr(self, key)), "names a value twice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """At which points on its way a training is judged, and how: quality over images, hours and work.
+
+    Attributes:
+        points: How many, the end included, evenly spaced on a logarithmic scale.
+        span: The images at the last point over those at the first.
+        metric_points: How many of them, the last ones, are judged by the metric too, and not only by the validation loss.
+        samples: Images that are drawn for that from each network, by the first of the sampling seeds.
+        triples: How many fixed (image, noise, noise level) the validation loss is the mean over; the images are held-out ones.
+        cooldown: A point is the end of a short branch in which the rate falls to 0, this share of the images so far; 0 has no branches.
+    """
+
+    points: int = 8
+    span: float = 64.0
+    metric_points: int = 4
+    samples: int = 10_000
+    triples: int = 4096
+    cooldown: float = 0.0
+
+    def __post_init__(self) -> None:
+        check("points", 2 <= self.points <= MOST_POINTS, f"must lie in [2, {MOST_POINTS}]")
+        check("span", 1 < self.span < math.inf, "must be more than 1")
+        check("metric_points", 0 <= self.metric_points <= self.points, f"must lie in [0, {self.points}], of all points")
+        check("samples", 2 <= self.samples <= MOST_STEPS, "must be at least 2: a covariance needs two samples")
+        within("triples", self.triples, MOST_STEPS)
+        check("cooldown", 0 <= self.cooldown <= 1, "must lie in [0, 1]; 0 has no branches")
+
+    def steps(self, last: int) -> tuple[int, ...]:
+        """Returns the steps of a training of `last` steps after which it is judged, ascending."""
+        places = (last * self.span ** (-index / (self.points - 1)) for index in range(self.points))
+        return tuple(sorted({max(1, round(place)) for place in places}))
 
 
 @dataclass(frozen=True, kw_only=True)

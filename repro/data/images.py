@@ -1,7 +1,7 @@
 """The images that a network is trained on and judged against."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from repro.data.cifar10 import read_cifar10
 from repro.data.image_folder import read_folder, sha256_of_pixels
 from repro.errors import ReproError
 from repro.files.places import Places
+from repro.runtime.seeds import generator
 
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}  # [C, H, W]; a folder's images take any
 
@@ -30,7 +31,7 @@ class Images:
             when it is asked for, and what is gathered has to be made contiguous.
         labels: int64, shape [N].
         sha256: Hash of the pixels in [N, H, W, C] order.
-        test: The official test split, where the set has one; never trained on.
+        test: Images that are never trained on: the official test split, or those of `data.held_out`.
         files_sha256: Hash of the files, their names and contents, where the set is a folder or a zip file.
     """
 
@@ -71,7 +72,28 @@ def load_images(settings: Data, image_shape: tuple[int, int, int], places: Place
         images = digits() if settings.name == "digits" else cifar10(places, copy_allowed=bool(settings.sha256))
     if settings.sha256 not in ("", images.sha256):
         raise ReproError(f"data.sha256: the training pixels of {settings.name} have {images.sha256}; name that, or other images")
-    return images
+    return _parted(images, settings.held_out) if settings.held_out else images
+
+
+def _parted(images: Images, held_out: int) -> Images:
+    """Returns a set without some of its images, which become its test images; which ones depends on their numbers alone.
+
+    Raises:
+        ReproError: The set has test images of its own, or no two images would be left to train on.
+    """
+    if images.test is not None:
+        raise ReproError(f"data.held_out: {images.name} has {len(images.test):,} test images of its own; set 0")
+    if held_out > len(images) - 2:
+        raise ReproError(f"data.held_out: {held_out:,}, and {images.name} has {len(images):,} images; hold fewer out")
+    order = torch.randperm(len(images), generator=generator(torch.device("cpu"), "held-out images"))
+    apart, kept = (part.sort().values for part in order.tensor_split([held_out]))
+    return replace(_part(images, images.name, kept), test=_part(images, f"{images.name}-held-out", apart))
+
+
+def _part(images: Images, name: str, indices: Tensor) -> Images:
+    pixels = images.pixels[indices].contiguous()
+    sha256 = sha256_of_pixels(pixels.permute(0, 2, 3, 1).contiguous().numpy())
+    return replace(images, name=name, pixels=pixels, labels=images.labels[indices], sha256=sha256)
 
 
 def digits() -> Images:

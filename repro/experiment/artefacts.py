@@ -22,7 +22,15 @@ from repro.runtime.heartbeat import HEARTBEAT
 
 MADE = "made.json"
 CHECKSUM = "sha256"  # of all else that the file says
-PASSING = (MADE, HEARTBEAT, "checkpoints", "samples", "tensorboard")  # beside what was made, and of no cell's identity
+PASSING = (
+    MADE,
+    HEARTBEAT,
+    "checkpoints",
+    "snapshots",
+    "branches",
+    "samples",
+    "tensorboard",
+)  # beside what was made, and of no cell's identity
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from repro.runtime.heartbeat import duration, read_heartbeat
 from repro.size_text import cell_name, size_text
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from repro.data.condition import Condition
     from repro.data.images import Images
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from repro.metrics.metric import Metric
     from repro.runtime.progress import CellProgress
 
+Networks = Callable[["Experiment", "Cell", Mapping[str, "Tensor"]], Mapping[float, "nn.Module"]]
 ImagesKey = tuple[Data, tuple[int, int, int], Places]  # what determines the training images
 BASE = "base"  # the method that everything starts from
 ROUNDED = 5e-3  # the most that a size typed with two or more decimals differs from the one meant
@@ -113,6 +114,8 @@ class Method:
         delivered_by: Those of them whose cost has to be paid for this cell, the base excluded.
         budget: The section of the configuration whose training it spends; empty where it trains nothing.
         judged: Whether its product has a quality.
+        networks: Where its training is judged on its way, the networks of a snapshot by size, given the experiment, the cell and the
+            snapshot's weights. None where it is not.
         pixels: Where it makes images in place of a network: how many of them are judged, given the section `evaluation` and the images
             of the reference. None where it makes a network.
         rule: The allocation rule by which its networks count, before any has been made; `uniform` is near what pruning of whole networks
@@ -131,6 +134,7 @@ class Method:
     delivered_by: Callable[[Cell], tuple[Cell, ...]] = lambda _cell: ()
     budget: Callable[[Config], str] = lambda _config: ""
     judged: bool = True
+    networks: "Networks | None" = None
     pixels: Callable[[Evaluation, int], int] | None = None
     rule: Callable[[Config], str] = lambda _config: "uniform"
     work: Callable[["Experiment", Sequence[Cell], Costs], list[Stage]] = training_work

@@ -30,7 +30,7 @@ STRIP_IMAGES = 16
 LEAST_IMAGES = 2  # of a set that is compared with another
 
 
-def draw_samples(experiment: Experiment, model: nn.Module, cell: Cell, digest: str, report: CellProgress) -> list[Tensor]:
+def draw_samples(experiment: Experiment, model: nn.Module, cell: Cell, digest: str, report: CellProgress, *, of: str = "") -> list[Tensor]:
     """Samples what a configuration asks for, split over the ranks; batches that this network left in the cell's folder are not drawn again.
 
     A GPU whose memory does not hold a batch draws it in parts; the files are of whole batches.
@@ -44,11 +44,12 @@ def draw_samples(experiment: Experiment, model: nn.Module, cell: Cell, digest: s
         cell: Its cell.
         digest: Of the cell's manifest; batches of another network are drawn anew.
         report: The cell's bar.
+        of: Which of the cell's networks it is, where it has several.
 
     Returns:
         uint8 images, [N, C, H, W], one set for each sampling seed.
     """
-    settings, folder = experiment.config.evaluation, experiment.folder(cell) / "samples"
+    settings, folder = experiment.config.evaluation, experiment.folder(cell) / "samples" / of
     starts = range(0, settings.samples, settings.batch_size)
     batches = [(seed, start) for seed in settings.sampling_seeds for start in starts]
     model = laid_out(model, experiment.config.compute, distributed.device()).eval()

@@ -22,6 +22,7 @@ from repro.errors import BusyError, LostRankError, ReproError, RunError
 from repro.experiment import evaluate
 from repro.experiment.artefacts import Manifest, check_inputs, files_of, inputs_of, is_made, read_manifest, remedy, write_manifest
 from repro.experiment.cells import Cell, Experiment, Method, Product, base_cell, training_summary
+from repro.experiment.curves import BRANCHES, cool_down, folder_of_branch, judge_curves
 from repro.experiment.outcome import blank_record, finish_record, latency_of_network, size_of_network
 from repro.experiment.pretrained import origin
 from repro.experiment.record_checks import meets_size
@@ -40,6 +41,7 @@ from repro.runtime.precision import checked_kernels, set_arithmetic
 from repro.runtime.progress import CellProgress, say
 from repro.training.checkpoint import newest_environment, saved_steps
 from repro.training.loop import CHECKPOINTS, Run, train
+from repro.training.snapshots import SNAPSHOTS
 
 MODEL = "model"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # of a saved pipeline
@@ -120,6 +122,13 @@ def train_cell(
     config = experiment.config
     accumulation = memory.parts_of_batch(config, settings, subnets)
     pixels = math.prod(experiment.network_shape) if settings.loss_reduction == "sum" else 1
+    curves = config.curves if experiment.method_of(cell).networks else None
+    points = curves.steps(settings.steps) if curves else ()
+    branches = {step: folder_of_branch(experiment, cell, step) for step in points} if curves and curves.cooldown else {}
+
+    def work(steps: int) -> float:
+        return scoring_pflop + sum(train_pflop(macs(step), settings.batch_size) for step in range(steps))
+
     run = Run(
         identity=experiment.identity(cell),
         seed=cell.seed,
@@ -132,13 +141,19 @@ def train_cell(
         execution=config.execution,
         accumulation=accumulation,
         split=NoisyBatch.parts,
+        snapshots=() if branches else points,
+        branches=branches,
+        about=lambda steps: {"images": steps * settings.batch_size, "train_pflop": work(steps)},
         compiled=(parts or (module,)) if config.compute.compile else (),
         warm_up=warm_up,
         last_seen=report.last_seen,
     )
     report.stage("training", settings.batch_size)
     curve = train(module, run, settings, clock, report)
-    pflop = sum(train_pflop(macs(step), settings.batch_size) for step in range(settings.steps))
+    if branches:
+        with clock.phase("evaluate"):
+            cool_down(module, run, settings, config.curves.cooldown if config.curves else 0.0, report)
+    pflop = work(settings.steps)
     return training_summary(settings, pflop=pflop, scoring_pflop=scoring_pflop, curve=curve) | {"accumulation": accumulation}
 
 
@@ -321,6 +336,8 @@ def _judge(experiment: Experiment, method: Method, cell: Cell, product: Product,
     if product.model is not None and cell.size is not None:
         check_size(experiment, cell, product.model, made)
         parts["size"] = {"realised": product.realised} | size_of_network(experiment, product.model)
+    if experiment.config.curves and method.networks:
+        parts["curves"] = judge_curves(experiment, method.networks, cell, made, report)
     if not method.judged:
         return parts
     if product.pixels is not None:
@@ -359,7 +376,7 @@ def check_size(experiment: Experiment, cell: Cell, model: nn.Module, made: Manif
 def _clean(folder: Path) -> None:
     """Removes what only an interrupted run needs."""
     if distributed.rank() == 0:
-        for name in ("samples", CHECKPOINTS):
+        for name in ("samples", CHECKPOINTS, SNAPSHOTS, BRANCHES):
             shutil.rmtree(folder / name, ignore_errors=True)
         (folder / HEARTBEAT).unlink(missing_ok=True)
 

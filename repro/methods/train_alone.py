@@ -1,7 +1,7 @@
 """Trains one network of one size: the base, a baseline or a fine-tune, optionally distilled from a teacher."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from repro.config import Training
 from repro.diffusion.formulation import NoisyBatch, Predict, distillation_losses, image_losses, predictor
 from repro.experiment.cells import Cell, Experiment
-from repro.experiment.run import train_cell
+from repro.experiment.run import load_model, train_cell
 from repro.models.cost import count_macs
 from repro.runtime import distributed
 from repro.runtime.clock import Clock
 from repro.runtime.precision import laid_out
 from repro.runtime.progress import CellProgress
+from repro.training.snapshots import put_weights
 
 
 def losses_of(experiment: Experiment, base: nn.Module, settings: Training) -> tuple[Callable[[Predict, NoisyBatch], Tensor], float]:
@@ -46,3 +47,11 @@ def train_alone(
         return losses(predictor(module), batch).mean()
 
     return train_cell(experiment, cell, model, settings, loss=loss, macs=lambda _step: macs, clock=clock, report=report)
+
+
+def networks_alone(experiment: Experiment, cell: Cell, weights: Mapping[str, Tensor]) -> dict[float, nn.Module]:
+    """Returns the one network of a snapshot of a training alone, by its size."""
+    assert cell.size is not None, cell.name
+    model = load_model(experiment, cell)
+    put_weights(model, weights)
+    return {cell.size: model}

@@ -1,6 +1,6 @@
 """Trains a supernet jointly, on a chain of sizes or an open set, and extracts its subnets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -27,6 +27,7 @@ from repro.ofa.supernet import Supernet
 from repro.runtime import distributed, gpu
 from repro.runtime.clock import Clock
 from repro.runtime.progress import CellProgress
+from repro.training.snapshots import put_weights
 
 PLAN = "plan.json"
 
@@ -183,6 +184,13 @@ def make_subnet(method: str, experiment: Experiment, cell: Cell, _clock: Clock, 
     supernet = load_supernet(experiment, joint_cell(cell, method))
     model = extracted(supernet, cell)
     return Product(model=model, realised=size_of(supernet.base, model, experiment.config.allocation.resampling_units))
+
+
+def networks_of_all(experiment: Experiment, cell: Cell, weights: Mapping[str, Tensor]) -> dict[float, nn.Module]:
+    """Returns the subnets of a snapshot of a joint training, by reported size."""
+    supernet = load_supernet(experiment, cell)
+    put_weights(supernet, weights)
+    return {size: supernet.extract(size) for size in experiment.config.sizes.reported}
 
 
 def make_finetuned(experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress) -> Product:

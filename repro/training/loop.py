@@ -5,7 +5,7 @@ So their cost is measured by the same clock.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from repro.config import Compute, Execution, Training
 from repro.errors import InterruptionError, ReproError, RunError
 from repro.runtime import distributed, provenance, rank_watch, signals
-from repro.runtime.clock import Clock
+from repro.runtime.clock import Clock, training_overhead
 from repro.runtime.precision import autocast, compiled, forward_in, laid_out, listed, restore_layout
 from repro.runtime.seeds import derive_seed
-from repro.training import checkpoint
+from repro.training import checkpoint, snapshots
 from repro.training.engine import clips_itself, engine_of, left_as_found
 
 Batch = TypeVar("Batch")
@@ -56,6 +56,9 @@ class Run(Generic[Batch]):
         accumulation: In how many parts a rank takes its slice of a batch, one after the other.
         split: Deals a slice out in that many equal parts; needed where there is more than one.
         compiled: The modules that go through `torch.compile`; none by default.
+        snapshots: The steps after which the average of the weights is kept, to be judged later.
+        branches: Where to keep the whole state, too: step -> the folder of a run that goes on from there.
+        about: What is kept beside a snapshot, of a step: plain values, as JSON has them.
         warm_up: The steps whose losses between them use each of these modules, so that all are compiled before the training's clock runs.
         last_seen: The phases, in device-seconds, at the last sign of an earlier life of the run.
     """
@@ -72,6 +75,9 @@ class Run(Generic[Batch]):
     accumulation: int = 1
     split: Callable[[Batch, int], list[Batch]] = lambda batch, _count: [batch]
     compiled: tuple[nn.Module, ...] = ()
+    snapshots: tuple[int, ...] = ()
+    branches: Mapping[int, Path] = field(default_factory=dict)
+    about: Callable[[int], dict[str, Any]] = lambda _step: {}
     warm_up: tuple[int, ...] = (0,)
     last_seen: dict[str, float] = field(default_factory=dict)
 
@@ -165,8 +171,12 @@ class _Loop(Generic[Batch]):
                 if step % every == 0 or last:
                     self._point(step, mean)
             self.report(step, self.settings.steps, self.curve[-1][1] if self.curve else math.nan)
+            if step in self.run_.snapshots:
+                self._snapshot(step)
+            if step in self.run_.branches:
+                self._save(step, self.run_.branches[step], "evaluate")
             if saving:
-                self._save(step)
+                self._save(step, self.run_.folder, "checkpoint")
                 pulse.saved()
             if saving and stopping:
                 distributed.wait_for_all()  # the first rank has written it
@@ -218,12 +228,23 @@ class _Loop(Generic[Batch]):
             rate = self.settings.learning_rate * self.schedule(step - 1)
             self.engine.monitor.write_events([("train/loss", mean, images), ("train/learning_rate", rate, images)])
 
-    def _save(self, step: int) -> None:
-        """Writes a checkpoint, from the first rank."""
-        if self.run_.folder is None:
+    def _snapshot(self, step: int) -> None:
+        """Keeps the average of the weights, from the first rank; judging is no training, so the time that this takes is no overhead."""
+        if self.run_.folder is None or distributed.rank() > 0:
+            return
+        spent = self.clock.device_seconds()
+        with self.clock.phase("evaluate"):
+            average = zip(self.engine.module.named_parameters(), self.ema.shadow_params, strict=True)
+            tensors = {name: shadow for (name, _), shadow in average}
+            about = self.run_.about(step) | {"device_hours": training_overhead(spent) / 3600}
+            snapshots.keep(self.run_.folder, step, self.run_.identity, self.run_.inputs, tensors, about)
+
+    def _save(self, step: int, folder: Path | None, phase: str) -> None:
+        """Writes a checkpoint below a folder, from the first rank; what that takes is counted under a phase of the clock."""
+        if folder is None:
             return
         rank_watch.note(f"step {step}, the checkpoint")
-        with self.clock.phase("checkpoint"):
+        with self.clock.phase(phase):
             parameters = dict(self.engine.module.named_parameters())
             if not torch.stack([parameter.isfinite().all() for parameter in parameters.values()]).all():
                 raise RunError(f"weights became NaN or infinite by step {step}; lower its learning_rate; the last good checkpoint is kept")
@@ -242,7 +263,7 @@ class _Loop(Generic[Batch]):
                 environment=provenance.environment(distributed.ranks()),
             )
             if distributed.rank() == 0:
-                checkpoint.save_checkpoint(self.run_.folder / CHECKPOINTS, tensors, progress, kept=self.run_.execution.checkpoints_kept)
+                checkpoint.save_checkpoint(folder / CHECKPOINTS, tensors, progress, kept=self.run_.execution.checkpoints_kept)
 
 
 class _Pulse:
@@ -326,4 +347,5 @@ def _rates(settings: Training) -> Callable[[int], float]:
         num_training_steps=settings.steps,
     )
     factor: Callable[[int], float] = schedule.lr_lambdas[0]
-    return factor
+    cooldown, steps = settings.cooldown_steps, settings.steps
+    return (lambda step: factor(step) * min(1.0, (steps - step) / (cooldown + 1))) if cooldown else factor
