@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from paper_figures.cells import MissingRecordsError
+from paper_figures.curve_tables import until_all_text, write_time_to_quality
+from paper_figures.curves import Curves
+from paper_figures.evidence import Grid
 from paper_figures.evidence_tables import claims_text, side_by_side_text, write_claims
 from paper_figures.markup import markdown, printable
 from paper_figures.overhead import write_overhead
@@ -27,6 +30,9 @@ Reads the records (one JSON file per cell) of each experiment and writes next to
 and where there are ablations:
   FOLDER/tables/claims.*, ablations.*           the verdict on each claim of the paper, and every ablation beside its default
   FOLDER/figures/NAME.pdf, .png                 ablations, balance, quality_vs_cost
+where trainings were judged on their way ([curves] of a configuration):
+  FOLDER/tables/time_to_quality.*               what each training took until a size was as good as a target
+  FOLDER/figures/curves.pdf, .png               quality of each size over device-hours
 and for `report`:
   FOLDER/report.html                            one page that holds tables, figures, samples and records, and needs no network
 What the records do not allow is left out, with a line that says what to run. The same records give the same bytes.
@@ -54,7 +60,7 @@ def _run(options: argparse.Namespace) -> int:
         records = known_records(folder)
         read.append(records)
         literature = literature_beside(records, published)
-        VERBS[options.verb](folder, records, literature)
+        VERBS[options.verb](folder, records, literature, options.target)
         if options.show:
             _show(folder, records, literature)
     if options.verb == "claims" and (beside := side_by_side_text(read)):
@@ -91,23 +97,27 @@ def _published(options: argparse.Namespace) -> list[Published]:
     return load_published(path) if path else []
 
 
-def _make_tables(folder: Path, records: Sequence[Record], literature: Literature) -> None:
+def _make_tables(folder: Path, records: Sequence[Record], literature: Literature, target: float | None) -> None:
     _report(lambda: write_tables(folder, records, literature))
+    if Curves(Grid(records)).of:
+        _report(lambda: write_time_to_quality(folder, records, target))
 
 
-def _make_all(folder: Path, records: Sequence[Record], literature: Literature) -> None:
-    _make_tables(folder, records, literature)
+def _make_all(folder: Path, records: Sequence[Record], literature: Literature, target: float | None) -> None:
+    _make_tables(folder, records, literature, target)
     _report(lambda: write_overhead(folder, records))
     paths, notes = write_figures(folder, records, literature.entries)
     for line in [*paths, *notes]:
         print(f"  {line}")
-    if evidence_drawings(records):  # last, for it refuses records that cannot be compared
+    if Grid(records).variants():  # last, for it refuses records that cannot be compared
         _report(lambda: write_claims(folder, records))
 
 
-def _make_claims(folder: Path, records: Sequence[Record], literature: Literature) -> None:
+def _make_claims(folder: Path, records: Sequence[Record], literature: Literature, target: float | None) -> None:
     """Prints the verdicts and writes the tables and figures of the evidence."""
     _report(lambda: write_claims(folder, records))
+    if Curves(Grid(records)).of:
+        _report(lambda: write_time_to_quality(folder, records, target))
     drawings = evidence_drawings(records)
     paths, notes = draw_all(folder, drawings)
     for line in [*paths, *notes]:
@@ -116,7 +126,7 @@ def _make_claims(folder: Path, records: Sequence[Record], literature: Literature
         print("\n" + claims_text(records))
 
 
-def _make_report(folder: Path, records: Sequence[Record], literature: Literature) -> None:
+def _make_report(folder: Path, records: Sequence[Record], literature: Literature, target: float | None) -> None:
     """Writes the page of an experiment; its template is read only where it is wanted."""
     from paper_figures.report.page import write_report
 
@@ -124,11 +134,13 @@ def _make_report(folder: Path, records: Sequence[Record], literature: Literature
     print(f"  {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-def _print_overhead(folder: Path, records: Sequence[Record], literature: Literature) -> None:
+def _print_overhead(folder: Path, records: Sequence[Record], literature: Literature, target: float | None) -> None:
     print(overhead_text(records))
+    if said := until_all_text(Grid(records), target):
+        print(said)
 
 
-Verb = Callable[[Path, Sequence[Record], Literature], None]
+Verb = Callable[[Path, Sequence[Record], Literature, float | None], None]
 VERBS: dict[str, Verb] = {
     "all": _make_all,
     "tables": _make_tables,
@@ -158,6 +170,14 @@ def _holds_records(folder: Path) -> bool:
     return next(folder.glob("*.json"), None) is not None
 
 
+def _positive(text: str) -> float:
+    """Returns a quality that may be asked for."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number, not {text}")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m paper_figures",
@@ -170,6 +190,8 @@ def _parser() -> argparse.ArgumentParser:
         "claims: print the verdicts, and write their tables and figures; report: write one page that holds everything"
     )
     parser.add_argument("verb", nargs="?", choices=tuple(VERBS), default="all", help=verb_help)
+    target_help = "the quality that time to quality is measured to (default: the last value of each independent run)"
+    parser.add_argument("--target", type=_positive, metavar="QUALITY", help=target_help)
     results_help = "folder of experiments, or one experiment's folder (default: results)"
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help=results_help)
     parser.add_argument("--experiment", metavar="NAME", help="only this experiment (default: every one that has records)")

@@ -42,6 +42,17 @@ class Latency:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Point:
+    """A point on the way of a training: what it had taken, and how good a size was; `value` is None where only the loss was looked at."""
+
+    images: int
+    device_hours: float
+    train_pflop: float
+    validation_loss: float
+    value: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Variant:
     """What an ablation changes of another method."""
 
@@ -83,6 +94,8 @@ class Cell:
     strip: Strip | None
     latencies: tuple[Latency, ...]
     curve: tuple[tuple[float, float], ...]  # (step, mean loss since the point before)
+    points: Mapping[float, tuple[Point, ...]]  # by size, of a training that was judged on its way
+    points_scale: Conditions | None
 
     @property
     def done(self) -> bool:
@@ -162,7 +175,31 @@ def _cell(record: Record) -> Cell:
         strip=_strip(record["samples"], name) if record.get("samples") else None,
         latencies=tuple(_latency(entry) for entry in record.get("latency") or ()),
         curve=tuple((float(step), float(_number(loss) or 0.0)) for step, loss in training.get("curve") or ()),
+        points=_points(record.get("curves") or {}),
+        points_scale=scale_of(record["curves"]["metric"]) if (record.get("curves") or {}).get("metric") else None,
     )
+
+
+def _points(curves: Mapping[str, Any]) -> dict[float, tuple[Point, ...]]:
+    """Returns the points of a training by size."""
+    found: dict[float, list[Point]] = {}
+    for point in curves.get("points") or ():
+        taken = {key: _positive(point[key]) for key in ("device_hours", "train_pflop")}
+        for size, judged in point["sizes"].items():
+            value = None if judged.get("value") is None else _positive(judged["value"])
+            loss = _positive(judged["validation_loss"])
+            found.setdefault(_size(float(size)) or 0.0, []).append(
+                Point(images=int(point["images"]), validation_loss=loss, value=value, **taken)
+            )
+    return {size: tuple(points) for size, points in found.items()}
+
+
+def _positive(value: float) -> float:
+    """Returns a number of which a logarithm is taken."""
+    number = _number(value)
+    if not number or number < 0:
+        raise ValueError("a point has a number that is not positive")
+    return number
 
 
 def _size(value: float | None) -> float | None:

@@ -66,6 +66,11 @@ class Grid:
     Args:
         records: All records of the experiment.
 
+    Attributes:
+        cells: All cells that are done.
+        of: The judged ones: method -> seed -> size.
+        left_out: The sizes that are left out of `of`.
+
     Raises:
         ReproError: A record is malformed.
     """
@@ -73,6 +78,7 @@ class Grid:
     def __init__(self, records: Iterable[Record]) -> None:
         self.cells = [cell for cell in cells_of(records) if cell.done]
         self._by_name = {cell.name: cell for cell in self.cells}
+        self.left_out = frozenset[float]()
         self.of: dict[str, dict[int, dict[float, Cell]]] = {}
         judged = [cell for cell in self.cells if cell.size is not None and cell.metric]
         for cell in judged:
@@ -84,6 +90,7 @@ class Grid:
     def without_whole(self) -> "Grid":
         """Returns the grid without size 1, at which nothing is pruned; the runs that serve all sizes stay."""
         grid = copy.copy(self)
+        grid.left_out = frozenset({1.0})
         grid.of = {
             method: {seed: {size: cell for size, cell in by_size.items() if size != 1.0} for seed, by_size in by_seed.items()}
             for method, by_seed in self.of.items()

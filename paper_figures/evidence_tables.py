@@ -261,6 +261,8 @@ def printable_ablations(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
 def _amount(value: Any, unit: Any) -> str:
     if value is None or pd.isna(value):
         return ""
+    if math.isinf(value):
+        return "unbounded"
     return {"x": f"{value:.2f} x", "%": f"{value:+.1f} %", "log-%": f"{value:+.1f}"}[str(unit)]
 
 
@@ -271,4 +273,6 @@ def _with_range(value: Any, low: Any, high: Any, unit: Any) -> str:
 
 
 def _range(low: Any, high: Any, unit: Any) -> str:
-    return "" if low is None or pd.isna(low) else f"{_amount(low, unit)} .. {_amount(high, unit)}"
+    if low is None or pd.isna(low):
+        return ""
+    return f"{_amount(low, unit)} .. {_amount(high, unit)}"

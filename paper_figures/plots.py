@@ -11,6 +11,8 @@ from matplotlib.ticker import FuncFormatter
 
 from paper_figures.cells import MissingRecordsError
 from paper_figures.comparable import IncomparableError
+from paper_figures.curve_plots import curves
+from paper_figures.curves import Curves
 from paper_figures.evidence import Grid
 from paper_figures.evidence_plots import ablations, balance, quality_vs_cost
 from paper_figures.house_style import drawn, house_style, save_figure
@@ -76,11 +78,15 @@ def draw_all(folder: Path, drawings: Mapping[str, Callable[[], Figure]]) -> tupl
 
 
 def evidence_drawings(records: Sequence[Record]) -> dict[str, Callable[[], Figure]]:
-    """Returns the figures of the evidence, name -> how to draw it; none for an experiment without ablations."""
+    """Returns the figures of the evidence, name -> how to draw it; none for an experiment without ablations and curves."""
     grid = Grid(records)
-    if not grid.variants():
-        return {}
-    return {"ablations": lambda: ablations(grid), "balance": lambda: balance(grid), "quality_vs_cost": lambda: quality_vs_cost(grid)}
+    drawings: dict[str, Callable[[], Figure]] = {}
+    if grid.variants():
+        drawings |= {"ablations": lambda: ablations(grid), "balance": lambda: balance(grid)}
+        drawings |= {"quality_vs_cost": lambda: quality_vs_cost(grid)}
+    if Curves(grid).of:
+        drawings |= {"curves": lambda: curves(grid)}
+    return drawings
 
 
 def fid_vs_macs(table: pd.DataFrame, published: Sequence[Published] = (), layout: Layout = SIDE_BY_SIDE) -> Figure:

@@ -38,6 +38,13 @@ def total_cost(cell: Cell, cells: Mapping[str, Cell]) -> TotalCost:
     )
 
 
+def shared_cost(cell: Cell, cells: Mapping[str, Cell]) -> tuple[float, float]:
+    """Returns the device-hours and PFLOP of what delivers a cell and trains nothing: its share of a pass that only scores channels."""
+    to_pay, _ = deliverers([cell], cells)
+    parts = [(part, _share(part, cell, cells)) for part in to_pay if not part.trains]
+    return sum(share * (part.device_hours or 0.0) for part, share in parts), sum(share * (part.train_pflop or 0.0) for part, share in parts)
+
+
 def _share(part: Cell, of: Cell, cells: Mapping[str, Cell]) -> float:
     """Returns which part of a cell's cost falls on one size: of a pass that only scores, an even share over the method's sizes."""
     if part is of or part.trains:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from paper_figures.cells import BUSY, Cell, MissingRecordsError
 from paper_figures.claims import READS
+from paper_figures.curve_tables import printable_time_to_quality, time_to_quality
+from paper_figures.curves import Curves
 from paper_figures.evidence import Grid
 from paper_figures.markup import BUSY_NOTE
 from paper_figures.methods import EQUAL, INDEPENDENT, LONGER_OR_SHORTER, look_of
@@ -166,3 +168,27 @@ def _fair(
         number(quality, score, judged, "quality.values"),
         number(str(len(paid)), len(paid), judged, "cell.seed"),
     )
+
+
+def time_to_quality_of(grid: Grid) -> Table:
+    """Returns the table of time to quality, each number with the trainings that it comes from.
+
+    Raises:
+        MissingRecordsError: No training was judged on its way.
+        IncomparableError: Curves are of several scales.
+    """
+    frame, curves = time_to_quality(grid), Curves(grid)
+    shown, notes = printable_time_to_quality(grid, frame)
+    rows = []
+    for index in range(len(frame)):
+        raw, text = frame.iloc[index], shown.iloc[index]
+        both = list(dict.fromkeys((str(raw["method"]), INDEPENDENT)))
+        made = [curves.of[method][seed][float(raw["size"])].cell for method in both for seed in curves.seeds(*both)]
+        columns = ["method", "size", "target", "reached", "images", "device_hours", "train_pflop", "images_ratio", "mean_quality"]
+        columns += ["area_difference_pct"]
+        values = dict(zip(shown.columns, columns, strict=False))
+        numbers = [number(text[title], raw.get(column), made, "curves.points") for title, column in values.items() if column != "method"]
+        rows.append((*words([text["Method"]]), *numbers))
+    how = "from the points of the trainings, as the footnotes say"
+    titles = [Column(title=str(title), how="" if title == "Method" else how) for title in shown.columns]
+    return Table(key="time_to_quality", title="Time to quality", columns=tuple(titles), rows=tuple(rows), notes=tuple(notes))

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from paper_figures.cells import BUSY, Cell, MissingRecordsError
 from paper_figures.comparable import IncomparableError
+from paper_figures.curve_plots import curves as quality_curves
 from paper_figures.evidence import CONFIDENCE, Grid
 from paper_figures.evidence_plots import CURRENCIES, ablations, balance, quality_vs_cost
 from paper_figures.house_style import drawn
@@ -86,6 +87,19 @@ def cost(records: Sequence[Record], grid: Grid) -> tuple[list[Picture], list[str
             )
         )
     return drawn_of(drawings)
+
+
+def time_to_quality(grid: Grid) -> tuple[list[Picture], list[str]]:
+    """Draws the quality of each size over what its training had taken, in hours and in PFLOP."""
+    return drawn_of(
+        (
+            partial(quality_curves, grid, WIDTH, currency),
+            f"Line plots, one for each size, of the quality over the {title} that the training had taken; the table has the crossings.",
+            f"Quality over {title}, both on logarithmic axes: mean over seeds, the band holds all of them. "
+            "Dashed: what the independent runs come to in the end.",
+        )
+        for currency, title in (("device_hours", "device-hours"), ("train_pflop", "PFLOP"))
+    )
 
 
 def evidence(grid: Grid) -> tuple[list[Picture], list[str]]:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from paper_figures.cells import Cell, MissingRecordsError, cells_of
 from paper_figures.comparable import IncomparableError
+from paper_figures.curves import Curves
 from paper_figures.evidence import Grid
 from paper_figures.published_selection import NO_LITERATURE, Literature
 from paper_figures.report import costs, figures, images, results, verdicts
@@ -112,7 +113,8 @@ def embedded(records: Sequence[Record]) -> dict[str, Any]:
 
 def _measured(records: Sequence[Record], cells: Sequence[Cell], grid: Grid, literature: Literature) -> list[Section]:
     """Returns the sections of quality, cost and evidence."""
-    missing: dict[str, list[str]] = {"quality": [], "cost": [], "ablations": []}
+    missing: dict[str, list[str]] = {key: [] for key, _, _ in SECTIONS}
+    curved = bool(Curves(grid).of)
     rows, latency = _tried(missing["quality"], lambda: results.latencies(cells)) or ([], None)
     table = _tried(missing["quality"], lambda: results.results(records, cells, literature))
     paid = [
@@ -123,9 +125,11 @@ def _measured(records: Sequence[Record], cells: Sequence[Cell], grid: Grid, lite
     drawn = {
         "quality": figures.quality(records, literature, rows),
         "cost": figures.cost(records, grid),
+        "time": figures.time_to_quality(grid) if curved else ([], []),
         "ablations": figures.evidence(grid) if varied else ([], []),
     }
-    tables = {"quality": [table, latency], "cost": paid, "ablations": [varied]}
+    sooner = _tried(missing["time"], lambda: costs.time_to_quality_of(grid)) if curved else None
+    tables = {"quality": [table, latency], "cost": paid, "time": [sooner], "ablations": [varied]}
     return [
         Section(
             key=key,
@@ -136,12 +140,14 @@ def _measured(records: Sequence[Record], cells: Sequence[Cell], grid: Grid, lite
             missing=[*missing[key], *(line for line in drawn[key][1] if line.removeprefix("the figure ") not in missing[key])],
         )
         for key, title, lead in SECTIONS
+        if curved or key != "time"
     ]
 
 
 SECTIONS = (
     ("quality", "Quality at each size", "Lower is better. A size P is the fraction of the prunable width that a network keeps."),
     ("cost", "What it costs", "Device-hours and training PFLOP to have every size, without evaluation. OFA pays for its joint run once."),
+    ("time", "How fast", "Every training judged on its way: what it had taken by the time that a size was as good as a target."),
     ("ablations", "What each part is worth", "One factor at a time is changed, everything else being equal."),
 )
 

@@ -103,15 +103,21 @@ def _bar(row: "pd.Series[Any]", same_unit: pd.DataFrame) -> Bar | None:
     """Places an interval on the scale that all claims of its unit share; ratios on a logarithmic one."""
     if pd.isna(row["low"]):
         return None
-    scale = math.log if row["unit"] == "x" else float
-    ends = [scale(value) for column in ("low", "high", "boundary") for value in same_unit[column].dropna()]
+    scale = _log if row["unit"] == "x" else float
+    places = [scale(value) for column in ("low", "high", "boundary") for value in same_unit[column].dropna()]
+    ends = [place for place in places if math.isfinite(place)]
     least, span = min(ends), max(ends) - min(ends) or 1.0
     low, high, middle, boundary = (
-        round(6 + 88 * (scale(row[column]) - least) / span, 2) for column in ("low", "high", "estimate", "boundary")
+        round(min(100.0, max(0.0, 6 + 88 * (scale(row[column]) - least) / span)), 2) for column in ("low", "high", "estimate", "boundary")
     )
     below = row["holds_if"] == "below"
     start, width = (0.0, boundary) if below else (boundary, round(100 - boundary, 2))
     return Bar(low=low, high=high, middle=middle, boundary=boundary, start=start, width=width)
+
+
+def _log(value: float) -> float:
+    """Returns the logarithm of a ratio; an interval may begin at 0."""
+    return math.log(value) if value else -math.inf
 
 
 def ablations(grid: Grid) -> Table:

@@ -4,12 +4,13 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from repro.files.writing import sha256_of_json
 from repro.models.flop import train_pflop
 from repro.runtime.clock import training_overhead
-from repro.size_text import cell_name
+from repro.size_text import cell_name, size_text
 
 Record = dict[str, Any]
 CLOSE = 1e-9  # relative; the record holds what was computed, to the last digit but for the order of a sum
@@ -175,6 +176,29 @@ def _training(record: Record) -> Iterator[str]:
         yield "has more PFLOP of scoring than of training and scoring together"
 
 
+def _curves(record: Record) -> Iterator[str]:
+    curves, training, cost = record.get("curves") or {}, record.get("training") or {}, record.get("cost") or {}
+    points = curves.get("points") or []
+    for key in ("step", "images", "device_hours", "train_pflop"):
+        values = [point[key] for point in points]
+        if any(later <= before for before, later in pairwise(values)):
+            yield f"has points whose {key} do not rise"
+    if points and not curves.get("cooldown"):
+        for key, whole in (
+            ("step", training.get("steps")),
+            ("images", training.get("images")),
+            ("train_pflop", training.get("train_pflop")),
+        ):
+            if whole is not None and not math.isclose(points[-1][key], whole, rel_tol=CLOSE):
+                yield f"has a last point of {points[-1][key]:g} {key}, and its training has {whole:g}"
+        if (cost.get("device_hours") or math.inf) < points[-1]["device_hours"] * (1 - CLOSE):
+            yield f"has a last point of {points[-1]['device_hours']:g} device-hours, and {cost['device_hours']:g} in all"
+    size = record["cell"].get("size")
+    for point in points:
+        if point["sizes"].keys() != points[0]["sizes"].keys() or (size is not None and {*point["sizes"]} != {size_text(size)}):
+            yield f"has the sizes {', '.join(point['sizes'])} at step {point['step']}, and is of {size_text(size) if size else 'others'}"
+
+
 def _provenance(record: Record) -> Iterator[str]:
     provenance = record["provenance"]
     config = provenance.get("config")
@@ -193,4 +217,4 @@ def _provenance(record: Record) -> Iterator[str]:
         yield f"ended at {ended}, before it started at {started}"
 
 
-CHECKS: tuple[Callable[[Record], Iterator[str]], ...] = (_checksum, _cell, _status, _quality, _cost, _training, _provenance)
+CHECKS: tuple[Callable[[Record], Iterator[str]], ...] = (_checksum, _cell, _status, _quality, _cost, _training, _curves, _provenance)

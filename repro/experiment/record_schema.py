@@ -91,18 +91,49 @@ class Condition(Struct):
     num_classes: Annotated[int, Meta(ge=1)] | None = None
 
 
-class Quality(Struct):
-    """The distance between samples and real images."""
+class Scale(Struct, kw_only=True):
+    """What a quality is measured by: values of different scales are not compared."""
 
     metric: Name
-    mean: Positive
-    values: Annotated[list[Positive], Meta(min_length=1)]
     n_samples: Annotated[int, Meta(ge=1, le=10**12)]
     sampling_seeds: list[Count] | None = None
     tool: Text | None = None
     sampler: Sampler | None = None
     condition: Condition | None = None
     reference: Reference | None = None
+
+
+class Quality(Scale, kw_only=True):
+    """The distance between samples and real images."""
+
+    mean: Positive
+    values: Annotated[list[Positive], Meta(min_length=1)]
+
+
+class Judged(Struct):
+    """What was found of a size at a point: its loss on held-out images and, at some points, the metric of its samples."""
+
+    validation_loss: Positive
+    value: Positive | None = None
+
+
+class Point(Struct):
+    """A point on the way of a training, and what it had taken until there."""
+
+    step: Annotated[int, Meta(ge=1, le=10**12)]
+    images: Annotated[int, Meta(ge=1, le=10**18)]
+    device_hours: Positive
+    train_pflop: Positive
+    sizes: dict[Text, Judged]
+
+
+class Curves(Struct):
+    """A training judged on its way."""
+
+    points: Annotated[list[Point], Meta(min_length=1)]
+    validation: Reference
+    metric: Scale | None = None
+    cooldown: Amount | None = None
 
 
 class Samples(Struct):
@@ -206,6 +237,7 @@ class Record(Struct):
     size: Size | None = None
     training: Training | None = None
     quality: Quality | None = None
+    curves: Curves | None = None
     samples: Samples | None = None
     latency: list[Latency] | None = None
     cost: Cost | None = None

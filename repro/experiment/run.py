@@ -127,7 +127,7 @@ def train_cell(
     branches = {step: folder_of_branch(experiment, cell, step) for step in points} if curves and curves.cooldown else {}
 
     def work(steps: int) -> float:
-        return scoring_pflop + sum(train_pflop(macs(step), settings.batch_size) for step in range(steps))
+        return sum(train_pflop(macs(step), settings.batch_size) for step in range(steps))
 
     run = Run(
         identity=experiment.identity(cell),
@@ -143,7 +143,7 @@ def train_cell(
         split=NoisyBatch.parts,
         snapshots=() if branches else points,
         branches=branches,
-        about=lambda steps: {"images": steps * settings.batch_size, "train_pflop": work(steps)},
+        about=lambda steps: {"images": steps * settings.batch_size, "train_pflop": scoring_pflop + work(steps)},
         compiled=(parts or (module,)) if config.compute.compile else (),
         warm_up=warm_up,
         last_seen=report.last_seen,
@@ -153,8 +153,7 @@ def train_cell(
     if branches:
         with clock.phase("evaluate"):
             cool_down(module, run, settings, config.curves.cooldown if config.curves else 0.0, report)
-    pflop = work(settings.steps)
-    return training_summary(settings, pflop=pflop, scoring_pflop=scoring_pflop, curve=curve) | {"accumulation": accumulation}
+    return training_summary(settings, pflop=work(settings.steps), scoring_pflop=scoring_pflop, curve=curve) | {"accumulation": accumulation}
 
 
 def training_batches(experiment: Experiment, settings: Training, seed: int, images: Images | None = None) -> NoisyBatches:

@@ -78,6 +78,11 @@ TRAINED_ONCE = {
     "ofa_n7": _ofa("candidate set", "chain of 7", lambda config: {"sizes.trained": chain(config, 7)}),
     "ofa_n31": _ofa("candidate set", "chain of 31", lambda config: {"sizes.trained": chain(config, 31)}),
     "ofa_open": _ofa("candidate set", "open", _set(sizes__candidates="open", compute__compile=False)),
+    "ofa_open_long": _ofa(
+        "candidate set",
+        "open, four times the steps",
+        lambda config: {"sizes.candidates": "open", "compute.compile": False, "ofa_training.steps": 4 * config.ofa_training.steps},
+    ),
     "ofa_formula5": _ofa("allocation", "formula5", _set(allocation__rule="formula5")),
     "ofa_uniform": _ofa("allocation", "uniform", _set(allocation__rule="uniform")),
     "ofa_magnitude": _ofa("ranking", "magnitude", _set(allocation__ranking="magnitude")),
@@ -89,6 +94,7 @@ TRAINED_ONCE = {
     "ofa_weighted": _ofa("sampling law", "loss weights, m = 3", _set(sampling_law__law="weighted", sampling_law__m=3.0)),
     "ofa_sandwich": _ofa("sampling law", "sandwich", _set(sampling_law__law="sandwich")),
     "ofa_distilled": _ofa("distillation", "from the base, half the loss", _set(ofa_training__distillation=DISTILLATION)),
+    "ofa_half": _ofa("budget", "half of the steps", lambda config: {"ofa_training.steps": max(1, config.ofa_training.steps // 2)}),
     "ofa_long": _ofa(
         "budget",
         "the compute of all independent runs",

@@ -1,0 +1,261 @@
+"""Time to quality: what each method's training had taken by the time that a size was as good as a target.
+
+A crossing is interpolated between two points, linear in ln(quality) over ln(cost). Where there is none, what is known of it is kept as
+bounds, never dropped: a target that was not reached by the last point takes at least what that point took, one that was reached by the
+first takes at most what that one took. Bounds go through sums, ratios and intervals.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from paper_figures.cells import Cell, MissingRecordsError, Point
+from paper_figures.comparable import check_comparable
+from paper_figures.evidence import Grid, Interval, check_machine, interval
+from paper_figures.methods import INDEPENDENT, sort_key
+from paper_figures.total_cost import shared_cost
+
+HOW = "run `nox -s evidence`, or a configuration with [curves]"
+LONGEST = ("ofa_long", "ofa")  # the joint runs whose way to the independent runs' quality is looked at, the first of them that is there
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounded:
+    """A number of which bounds are known: both are the number itself where it was observed."""
+
+    low: float
+    observed: float
+    high: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether it was observed."""
+        return self.low == self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The way of one size in one training.
+
+    Attributes:
+        cell: The cell of the training: of this size alone, or of all sizes.
+        points: Those at which the metric was taken, ascending.
+        shared_hours, shared_pflop: What the size holds of a pass that serves several, such as Diff-Pruning's gradients.
+    """
+
+    cell: Cell
+    points: tuple[Point, ...]
+    shared_hours: float = 0.0
+    shared_pflop: float = 0.0
+
+    def costs(self, currency: str) -> list[float]:
+        """Returns what had been taken at each point, in `images`, `device_hours` or `train_pflop`."""
+        return [own + self._shared(currency) for own in self._own(currency)]
+
+    @property
+    def values(self) -> list[float]:
+        """The metric at each point."""
+        return [point.value for point in self.points if point.value is not None]
+
+    @property
+    def last(self) -> float:
+        """The metric at the end."""
+        return self.values[-1]
+
+    def taken(self, target: float, currency: str) -> Bounded:
+        """Returns what had been taken when the metric first was the target or lower."""
+        return sum_of([crossing(self._own(currency), self.values, target)], self._shared(currency))
+
+    def _own(self, currency: str) -> list[float]:
+        return [getattr(point, currency) for point in self.points]
+
+    def _shared(self, currency: str) -> float:
+        return {"device_hours": self.shared_hours, "train_pflop": self.shared_pflop}.get(currency, 0.0)
+
+
+def crossing(costs: Sequence[float], values: Sequence[float], target: float) -> Bounded:
+    """Returns the cost at which values first come down to a target, interpolated in ln(value) over ln(cost).
+
+    Args:
+        costs: Ascending, positive.
+        values: Of as many points, positive.
+        target: Positive.
+    """
+    if values[0] <= target:
+        return Bounded(low=0.0, observed=costs[0], high=costs[0])
+    for (cost, value), (next_cost, next_value) in pairwise(zip(costs, values, strict=True)):
+        if next_value <= target:
+            share = (math.log(value) - math.log(target)) / (math.log(value) - math.log(next_value))
+            found = next_cost if next_value == target else cost * (next_cost / cost) ** share
+            return Bounded(low=found, observed=found, high=found)
+    return Bounded(low=costs[-1], observed=costs[-1], high=math.inf)
+
+
+def mean_log(costs: Sequence[float], values: Sequence[float], first: float, last: float) -> float:
+    """Returns the area under ln(value) over ln(cost) from one cost to another, over its width: the mean of ln(value)."""
+    x, y = np.log(costs), np.log(values)
+    inside = [cost for cost in costs if first < cost < last]
+    at = np.log([first, *inside, last])
+    heights = np.interp(at, x, y)
+    return float(np.sum(np.diff(at) * (heights[1:] + heights[:-1]) / 2) / (at[-1] - at[0]))
+
+
+def interval_of(values: Sequence[Bounded]) -> Interval | None:
+    """Returns the mean of one number for each seed with its interval, whose ends hold for whatever the bounds leave open.
+
+    Its lower end is that of the lower bounds' mean, its upper end that of the upper ones': infinite where one of these is.
+    """
+    found = interval([value.observed for value in values])
+    if found is None:
+        return None
+    lows, highs = [value.low for value in values], [value.high for value in values]
+    low, high = (interval(ends) if all(map(math.isfinite, ends)) else None for ends in (lows, highs))
+    return Interval(
+        mean=found.mean,
+        low=low.low if low else -math.inf,
+        high=high.high if high else math.inf,
+        std_error=found.std_error,
+        n_seeds=found.n_seeds,
+    )
+
+
+def ratio(ours: Bounded, theirs: Bounded) -> Bounded:
+    """Returns ln(one number / another)."""
+    return Bounded(low=_log(ours.low, theirs.high), observed=_log(ours.observed, theirs.observed), high=_log(ours.high, theirs.low))
+
+
+def _log(over: float, under: float) -> float:
+    """Returns ln(over / under), also of 0 and of infinity."""
+    if over == 0 or under == math.inf:
+        return -math.inf
+    return math.inf if over == math.inf or under == 0 else math.log(over / under)
+
+
+def mean_of(numbers: Sequence[Bounded]) -> Bounded:
+    """Returns the mean of numbers."""
+    return Bounded(**{key: statistics.fmean(getattr(number, key) for number in numbers) for key in ("low", "observed", "high")})
+
+
+def sum_of(numbers: Sequence[Bounded], more: float = 0.0) -> Bounded:
+    """Returns the sum of numbers and of what is known exactly."""
+    return Bounded(**{key: math.fsum([more, *(getattr(number, key) for number in numbers)]) for key in ("low", "observed", "high")})
+
+
+def largest_of(numbers: Sequence[Bounded]) -> Bounded:
+    """Returns the largest of numbers."""
+    return Bounded(**{key: max(getattr(number, key) for number in numbers) for key in ("low", "observed", "high")})
+
+
+class Curves:
+    """The curves of an experiment: method -> seed -> size.
+
+    Args:
+        grid: Its judged cells.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self.of: dict[str, dict[int, dict[float, Curve]]] = {}
+        by_name = {cell.name: cell for cell in grid.cells}
+        for cell in grid.cells:
+            for size, points in cell.points.items():
+                judged = tuple(point for point in points if point.value is not None)
+                if judged and size not in grid.left_out:
+                    hours, pflop = shared_cost(cell, by_name)
+                    curve = Curve(cell=cell, points=judged, shared_hours=hours, shared_pflop=pflop)
+                    self.of.setdefault(cell.family, {}).setdefault(cell.seed, {})[size] = curve
+        self.of = {method: self.of[method] for method in sorted(self.of, key=lambda method: sort_key(method, None))}
+        self.metric = next((cell.points_scale.get("metric") for cell in grid.cells if cell.points_scale), "")
+
+    def seeds(self, *methods: str) -> list[int]:
+        """Returns the seeds that all of some methods have."""
+        return sorted(set.intersection(*(set(self.of.get(method, {})) for method in methods)))
+
+    def sizes(self, *methods: str) -> list[float]:
+        """Returns the sizes that all of some methods have at all of their common seeds."""
+        held = [set(self.of[method][seed]) for method in methods for seed in self.seeds(*methods)]
+        return sorted(set.intersection(*held)) if held else []
+
+    def cells(self, *methods: str) -> list[Cell]:
+        """Returns the trainings of some methods at their common seeds, each once."""
+        found = [curve.cell for seed in self.seeds(*methods) for method in methods for curve in self.of[method][seed].values()]
+        return list({cell.name: cell for cell in found}.values())
+
+    def check(self, *methods: str, currency: str = "images") -> None:
+        """Refuses methods that were judged on several scales, or whose hours are those of several machines.
+
+        Raises:
+            IncomparableError: They were, or are.
+        """
+        cells = self.cells(*methods)
+        check_comparable((cell.points_scale for cell in cells if cell.points_scale), f"the curves of {' and '.join(methods)}")
+        if currency == "device_hours":
+            check_machine(cells)
+
+    def to_last_of(self, method: str, reference: str, currency: str) -> list[Bounded]:
+        """Returns, for each common seed, ln(what a method took / what a reference took) to the reference's own last value.
+
+        The mean over the common sizes.
+        """
+        self.check(method, reference, currency=currency)
+        found = []
+        for seed in self.seeds(method, reference):
+            sizes, ours, theirs = self.sizes(method, reference), self.of[method][seed], self.of[reference][seed]
+            pairs = [(ours[size].taken(theirs[size].last, currency), theirs[size].taken(theirs[size].last, currency)) for size in sizes]
+            found += [mean_of([ratio(*pair) for pair in pairs])] if pairs else []
+        return found
+
+    def until_all(self, seed: int, currency: str, targets: Mapping[float, float] | None = None) -> tuple[str, Bounded, Bounded] | None:
+        """Returns what OFA took until every size was as good as a target, and what the independent runs took until theirs.
+
+        Args:
+            seed: The seed.
+            currency: `images`, `device_hours` or `train_pflop`.
+            targets: By size; what each independent run came to in the end, where there are none.
+
+        Returns:
+            The joint run that was taken, its cost, which is that of the last size to get there, and the sum of the others' costs, what
+            they share counted once; None where one of the two has no curves at this seed.
+        """
+        joint = next((method for method in LONGEST if self.seeds(method, INDEPENDENT)), None)
+        if joint is None or seed not in self.seeds(joint, INDEPENDENT):
+            return None
+        self.check(joint, INDEPENDENT, currency=currency)
+        sizes, ours, alone = self.sizes(joint, INDEPENDENT), self.of[joint][seed], self.of[INDEPENDENT][seed]
+        if not sizes:
+            return None
+        to = {size: targets[size] if targets else alone[size].last for size in sizes}
+        independent = sum_of([alone[size].taken(to[size], currency) for size in sizes])
+        return joint, largest_of([ours[size].taken(to[size], currency) for size in sizes]), independent
+
+    def saved(self, currency: str) -> list[Bounded]:
+        """Returns, for each seed, ln(what the independent runs took until their own last values / what OFA took until all of them)."""
+        seeds = {seed for method in LONGEST for seed in self.seeds(method, INDEPENDENT)}
+        found = [self.until_all(seed, currency) for seed in sorted(seeds)]
+        return [ratio(independent, joint) for _, joint, independent in filter(None, found)]
+
+    def compared_with_independent(self) -> list[Cell]:
+        """Returns the trainings that `saved` looks at."""
+        joint = next((method for method in LONGEST if self.seeds(method, INDEPENDENT)), None)
+        return self.cells(joint, INDEPENDENT) if joint else []
+
+
+def curves_of(grid: Grid) -> Curves:
+    """Returns the curves of an experiment.
+
+    Raises:
+        MissingRecordsError: It has none.
+    """
+    found = Curves(grid)
+    if not found.of:
+        raise MissingRecordsError(f"time to quality: left out, no training was judged on its way; {HOW}")
+    return found
+
+
+def common_range(curves: Iterable[Curve]) -> tuple[float, float]:
+    """Returns the first and the last number of images that all of some curves have between their ends."""
+    ends = [(curve.points[0].images, curve.points[-1].images) for curve in curves]
+    return max(first for first, _ in ends), min(last for _, last in ends)
