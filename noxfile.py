@@ -30,6 +30,8 @@ EVIDENCE = (
     ("diff_pruning_averaged", ("--seeds", "0,1,2")),
     ("diff_pruning_t0,diff_pruning_t02,diff_pruning_distilled", ("--seeds", "0,1,2", "--sizes", "0.5")),
 )
+# The same where trainings are judged on their way, [curves] of a configuration: time to quality.
+CURVES = (("base,ofa,ofa_open,ofa_open_long,ofa_half,ofa_long,slimmable,diff_pruning,random,scratch", ("--seeds", "0,1,2,3,4")),)
 
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "none"
@@ -97,12 +99,14 @@ def baselines(session: nox.Session) -> None:
 
 @nox.session
 def evidence(session: nox.Session) -> None:
-    """Run every ablation, rival and budget that the claims rest on, three seeds or five, then judge them: hours of two cores."""
+    """Run every ablation, rival, budget and curve that the claims rest on, three seeds or five, then judge them: hours of two cores."""
     python = _python(session)
-    for methods, arguments in EVIDENCE:
-        session.run(python, "-m", "repro", "run", "--methods", methods, *arguments, *session.posargs, *_lanes(session.posargs))
-    experiment = _name_of(_last(["--config", "digits", *session.posargs], "--config"))
-    session.run(python, "-m", "paper_figures", "claims", "--results", "results/local", "--experiment", experiment)
+    asked = _last(session.posargs, "--config")
+    for config in [asked] if asked else ["digits", "digits_curves"]:
+        rest = session.posargs if asked else ["--config", config, *session.posargs]
+        for methods, arguments in CURVES if "curves" in _toml_of(config) else EVIDENCE:
+            session.run(python, "-m", "repro", "run", "--methods", methods, *arguments, *rest, *_lanes(rest))
+        session.run(python, "-m", "paper_figures", "claims", "--results", "results/local", "--experiment", _name_of(config))
 
 
 @nox.session

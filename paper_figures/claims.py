@@ -16,6 +16,7 @@ from paper_figures.methods import INDEPENDENT
 EQUAL_COMPUTE_PCT = 5.0  # "equal" total compute may be off by this much without a word
 COST_FACTOR = 2.0  # "far less" is at most half
 QUALITY_MARGIN_PCT = 10.0  # "satisfactory" is at most this much worse
+NO_RECORDS = "no records"
 READS = {"device_hours": "cost.device_hours", "train_pflop": "training.train_pflop"}  # where a record holds them
 
 
@@ -328,5 +329,5 @@ def _measured(claim: Claim, grid: Grid | None, *, unfair: bool) -> dict[str, Any
         "low": shown.low if shown else None,
         "high": shown.high if shown else None,
         "n_seeds": len(values),
-        "verdict": "no records" if not values else UNDECIDED if unfair else verdict(shown, claim.boundary, claim.side),
+        "verdict": NO_RECORDS if not values else UNDECIDED if unfair else verdict(shown, claim.boundary, claim.side),
     }

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from paper_figures.cells import Cell, MissingRecordsError
-from paper_figures.claims import claims_table, compute_is_off
+from paper_figures.claims import NO_RECORDS, claims_table, compute_is_off
 from paper_figures.comparable import Conditions, IncomparableError
 from paper_figures.evidence import Grid, interval, percent
 from paper_figures.markup import BUSY_NOTE, latex, markdown, marked
@@ -118,7 +118,7 @@ def write_claims(folder: Path, records: Sequence[Record]) -> list[Path]:
         raise MissingRecordsError(f"claims and ablations: left out, no records of any ablation; {HOW}")
     paths = []
     for name, table, shown, notes, title in (
-        ("claims", claims_table(grid), *printable_claims(grid), f"Claims, on the experiment {records[0]['experiment']}"),
+        ("claims", claims_table(grid), *_judged_claims(grid), f"Claims, on the experiment {records[0]['experiment']}"),
         ("ablations", ablations_table(grid), *printable_ablations(grid), f"Ablations of the experiment {records[0]['experiment']}"),
     ):
         texts = {"csv": table.to_csv(index=False, lineterminator="\n"), "md": markdown(shown, notes, title, left=3)}
@@ -132,8 +132,16 @@ def write_claims(folder: Path, records: Sequence[Record]) -> list[Path]:
 def claims_text(records: Sequence[Record]) -> str:
     """Returns the table of claims for the terminal."""
     grid = Grid(records)
-    shown, notes = printable_claims(grid)
+    shown, notes = _judged_claims(grid)
     return markdown(shown, notes, "Claims", left=3)
+
+
+def _judged_claims(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
+    """Returns the formatted table of those claims that there are records for, and a footnote that names the others."""
+    shown, notes = printable_claims(grid)
+    missing = shown["Verdict"] == NO_RECORDS
+    left_out = [f"No records that would decide {', '.join(shown.loc[missing, ''])}"] if missing.any() else []
+    return shown[~missing], [*notes, *left_out]
 
 
 def side_by_side_text(experiments: Sequence[Sequence[Record]]) -> str:
@@ -146,6 +154,8 @@ def side_by_side_text(experiments: Sequence[Sequence[Record]]) -> str:
             tables.append(claims_table(grid))
     if len(tables) < 2:
         return ""
+    recorded = pd.concat([table["verdict"] != NO_RECORDS for table in tables], axis=1).any(axis=1)
+    tables = [table[recorded] for table in tables]
     shown = pd.DataFrame({"": tables[0]["key"], "Claim": tables[0]["claim"]})
     for title, table in zip(titles, tables, strict=True):
         shown[title] = [

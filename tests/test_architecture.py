@@ -75,7 +75,7 @@ BELOW_THE_METHOD = {"repro", "models"}  # errors, and how a layer is narrowed an
 HEAVY = ("torch", "diffusers", "deepspeed", "pandas", "matplotlib", "scipy", "sklearn")
 LIGHT = (
     *("repro.cli", "repro.config", "repro.grid", "repro.launch.processes", "repro.methods.variants", "repro.budget.hours"),
-    *("repro.experiment.cells", "repro.experiment.artefacts", "repro.experiment.records", "repro.experiment.averages"),
+    *("repro.experiment.cells", "repro.experiment.artefacts", "repro.experiment.records", "repro.deliver.averages"),
     *("repro.experiment.stage", "repro.methods.work", "repro.budget.batches"),
     *("repro.deliver.candidates", "repro.deliver.choose", "repro.deliver.choice_text", "repro.runtime.clock", "repro.runtime.heartbeat"),
     *("repro.deliver.recorded_sizes", "repro.text_table"),

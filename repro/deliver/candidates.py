@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from repro.experiment.averages import Cost, cost_of, mean_of_seeds
+from repro.deliver.averages import Cost, cost_of, mean_of_seeds
 from repro.experiment.cells import Cell, Experiment
 from repro.experiment.records import Record
 

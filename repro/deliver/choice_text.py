@@ -1,9 +1,9 @@
 """Formats the answer of `choose`: the choice, its reasons, its neighbours and its rivals."""
 
 from baselines.names import RECIPES
+from repro.deliver.averages import Cost
 from repro.deliver.candidates import UNITS, Candidate, amount, rivals, within_noise
 from repro.deliver.choose import METHOD, Choice
-from repro.experiment.averages import Cost
 from repro.experiment.cells import Experiment
 from repro.size_text import size_text
 from repro.text_table import text_table

@@ -25,12 +25,12 @@ from repro.cli import main
 from repro.cli.arguments import parser
 from repro.config import load_config
 from repro.deliver import device_costs, onnx_export
+from repro.deliver.averages import cost_of
 from repro.deliver.candidates import Quality, quality_of, spread, within_noise
 from repro.deliver.extract import sample_images, save_subnet
 from repro.deliver.onnx_export import to_onnx
 from repro.diffusion.batches import image_noise
 from repro.errors import ReproError
-from repro.experiment.averages import cost_of
 from repro.experiment.cells import Cell, Experiment
 from repro.grid import METHODS
 from repro.models.cost import Latency, count_macs, peak_bytes

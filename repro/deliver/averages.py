@@ -1,4 +1,4 @@
-"""Means over seeds and costs of delivery: computed here alone, for tables, figures and `choose`. It does not import torch."""
+"""Means over seeds and costs of delivery: for `choose`. It does not import torch."""
 
 import math
 import statistics

@@ -8,8 +8,8 @@ from support.record_factory import DEVICE, make_record, quality
 
 from paper_figures.tables import results_table
 from repro.deliver import choice_text
+from repro.deliver.averages import cost_of, mean_of_seeds
 from repro.deliver.candidates import Candidate, Quality, rivals
-from repro.experiment.averages import cost_of, mean_of_seeds
 from repro.experiment.records import write_record
 from repro.grid import known_records
 
