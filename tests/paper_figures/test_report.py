@@ -243,6 +243,9 @@ def test_the_verdicts_are_those_of_the_committed_table(digits):
     for row in read.tables["claims"].rows:
         texts = dict(zip(read.tables["claims"].titles, row, strict=True))
         expected = committed.pop(texts["Key"].text)
+        if expected["verdict"] == "no records":
+            assert not texts["Estimate"].text and texts["Verdict"].text.endswith("no records")
+            continue
         assert same_digits(texts["Estimate"].numbers[0], float(expected["estimate"]))
         assert all(
             same_digits(*pair)
