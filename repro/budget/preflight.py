@@ -16,6 +16,7 @@ from repro.errors import ReproError
 from repro.experiment import evaluate
 from repro.experiment.artefacts import is_made
 from repro.experiment.cells import Cell, Experiment, base_cell
+from repro.experiment.curves import check_held_out
 from repro.experiment.pretrained import load_pretrained
 from repro.experiment.stage import GB, Stage
 from repro.methods.train_once import check_shares
@@ -64,6 +65,8 @@ def preflight(experiment: Experiment, cells: list[Cell], *, yes: bool) -> float:
     images = experiment.images
     say(f"data: {images.name}, {len(images):,} images, sha256 {images.sha256[:16]}")
     _check_images(experiment, todo)
+    if experiment.config.curves:
+        check_held_out(experiment)
     classes = getattr(experiment.config.denoiser, "num_class_embeds", 0)
     experiment.condition.check(images, classes, dropped=experiment.config.data.condition_dropout > 0)
     _check_weights(experiment, todo)

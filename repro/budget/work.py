@@ -12,13 +12,14 @@ from repro.data.image_folder import undecoded_bytes
 from repro.data.image_source import image_source
 from repro.experiment.artefacts import is_made
 from repro.experiment.cells import Cell, Experiment, base_cell, state_of
-from repro.experiment.stage import GB, Costs, Stage, base_macs
+from repro.experiment.stage import GB, Costs, Stage, base_macs, weights_gb
 from repro.methods.plan import equal_importance
 from repro.models.cost import count_params
 from repro.models.denoiser import meta_base
 from repro.ofa.allocation import make_plan
 from repro.ofa.pipes import pipes_of
 
+CURVES = ": curves"
 CIFAR10_GB = 0.171
 IMAGES = {"digits": 1797, "cifar10": 50_000}
 # What a cell takes besides, on two cores with 35.7 M parameters: DeepSpeed's start 2 s; the search for a pruning ratio 15 s, and the
@@ -55,8 +56,13 @@ def stages(experiment: Experiment, cells: list[Cell], *, afresh: bool = False) -
         costs = planned(method.rule(config), tuple(sorted(sizes)))
         rows += method.work(this, to_make, costs) if to_make else []
         rows += [_sampling(experiment, mine, costs)] if method.judged else []
+        rows += [_curves(this, mine, costs)] if this.config.curves and method.networks else []
     judged = [cell for cell in cells if experiment.method_of(cell).judged]
-    rows += [_extractor(experiment, judged), _features(experiment, judged), _other(cells, whole)]
+    rows += [
+        _extractor(experiment, judged),
+        _features(experiment, judged, sum(row.images for row in rows if row.name.endswith(CURVES))),
+        _other(cells, whole),
+    ]
     return [row for row in rows if row.images or row.pflop or row.seconds or row.kept_gb]
 
 
@@ -121,6 +127,22 @@ def _sampling(experiment: Experiment, cells: list[Cell], costs: Costs) -> Stage:
     )
 
 
+def _curves(experiment: Experiment, cells: list[Cell], costs: Costs) -> Stage:
+    """The samples at points on the way of trainings, and the snapshots that they are drawn from."""
+    curves = experiment.config.curves
+    assert curves is not None
+    each, nfe = curves.metric_points * curves.samples, experiment.nfe
+    drawn = [size for cell in cells for size in ([cell.size] if cell.size is not None else experiment.config.sizes.reported)]
+    return Stage(
+        name=f"{cells[0].method}{CURVES}",
+        kind="sampling",
+        images=each * len(drawn),
+        passes=float(each * len(drawn) * nfe),
+        pflop=sum(2 * costs.macs[size] * nfe * each / 1e15 for size in drawn),
+        passing_gb=curves.points * weights_gb(max(costs.params[cell.size or 1.0] for cell in cells)) * (4 if curves.cooldown else 1),
+    )
+
+
 def _extractor(experiment: Experiment, judged: list[Cell]) -> Stage:
     """The training of the metric's feature extractor, where it has to be trained."""
     metric = experiment.metric
@@ -128,13 +150,13 @@ def _extractor(experiment: Experiment, judged: list[Cell]) -> Stage:
     return Stage(name=f"{metric.section or metric.name}: training", kind="features", images=images, pflop=flop / 1e15)
 
 
-def _features(experiment: Experiment, judged: list[Cell]) -> Stage:
-    """Every set that is judged, and the reference once, which is kept."""
+def _features(experiment: Experiment, judged: list[Cell], on_the_way: int) -> Stage:
+    """Every set that is judged, the images on the way of trainings, and the reference once, which is kept."""
     settings = experiment.config.evaluation
     reference = min(settings.reference_images or training_images(experiment), training_images(experiment))
     each = settings.samples * len(settings.sampling_seeds)
     own = [experiment.method_of(cell).pixels for cell in judged]
-    images = (reference if judged else 0) + sum(each if pixels is None else pixels(settings, reference) for pixels in own)
+    images = (reference if judged else 0) + sum(each if pixels is None else pixels(settings, reference) for pixels in own) + on_the_way
     metric = experiment.metric
     kept = 4 * reference * metric.cached_width / GB
     pflop = metric.flop(experiment.image_shape, experiment.config) * images / 1e15

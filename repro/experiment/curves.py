@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from repro.config import Training, changed
+from repro.data.images import Images
 from repro.diffusion.batches import NoisyBatches
 from repro.diffusion.formulation import image_losses, predictor
 from repro.errors import ReproError
@@ -100,7 +101,7 @@ def about_validation(experiment: Experiment) -> dict[str, Any]:
     return {"name": images.name, "n": len(images), "sha256": images.sha256, "triples": curves.triples}
 
 
-def check_held_out(experiment: Experiment) -> Any:
+def check_held_out(experiment: Experiment) -> Images:
     """Returns the images that nothing was trained on.
 
     Raises:
