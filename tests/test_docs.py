@@ -230,6 +230,9 @@ AS_A_WHOLE = {
         "quality.condition",
         "base.trained",
         "made.inputs",
+        "curves.points.sizes",
+        "curves.metric",
+        "curves.validation",
     ),
 }
 COMMITTED = (
@@ -277,7 +280,7 @@ def test_every_key_of_a_fresh_record_is_explained_and_no_other(scratch):
     records += [json.loads(path.read_text()) for path in (ROOT / "results").glob("digits*/*.json")]
     assert not {key for record in records for key in unexplained(record)}
     seen = {key for record in records for key in keys_of(record)}
-    assert explained() - seen == {"quality.kid", "provenance.changed"}
+    assert {key for key in explained() - seen if not key.startswith("curves.")} == {"quality.kid", "provenance.changed"}
 
 
 def told():
