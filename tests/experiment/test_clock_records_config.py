@@ -679,11 +679,11 @@ def added_keys():
     trainings = ("base_training", "ofa_training", "baseline_training", "finetuning")
     values = {"loss_reduction": ("mean", "sum"), "timesteps": ("independent", "antithetic"), "loss_weighting": ("uniform", "min_snr")}
     values |= {"augment_probability": (0.0, 0.12), "warmup_images": (0, 1000), "ema_half_life_images": (0, 1000), "ema_ramp": (0.0, 0.05)}
-    values |= {"betas": ([0.9, 0.999], [0.99, 0.99]), "weight_decay": (0.0, 0.03)}
+    values |= {"betas": ([0.9, 0.999], [0.99, 0.99]), "weight_decay": (0.0, 0.03), "cooldown_steps": (0, 1)}
     known = {f"{section}.{key}": pair for section in trainings for key, pair in values.items()}
     known |= {"pruning.channels": ("in_groups", "averaged"), "pruning.timesteps": (0, 17)}
     known |= {"classifier.sha256": ("", "a" * 64), "base.sha256": ([], ["a" * 64]), "evaluation.sampler": ("ddim", "heun")}
-    known |= {"data.crop": ([], [0, 0, 8, 8]), "data.holds": ("", "ffhq")}
+    known |= {"data.crop": ([], [0, 0, 8, 8]), "data.holds": ("", "ffhq"), "data.held_out": (0, 7)}
     known |= {"diffusion.formulation": ("ddpm", "edm"), "data.space": ("pixels", "own"), "data.condition": ("none", "class_labels")}
     known |= {
         "evaluation.churn": (0.0, 40.0),
@@ -701,6 +701,8 @@ def needed(key):
         return ["data.condition_dropout=0.1"]
     if leaf in ("crop", "holds"):
         return ["data.name=folder", "data.folder=somewhere"]
+    if leaf == "cooldown_steps":
+        return [f"{section}.schedule=constant"]
     if leaf == "warmup_images":
         return [f"{section}.warmup_steps=0"]
     if leaf == "ema_half_life_images":
@@ -711,7 +713,10 @@ def needed(key):
 
 
 SONGS = {path.stem for path in SHIPPED.glob("*.toml") if "[song_unet]" in path.read_text()}
+CURVED = {path.stem for path in SHIPPED.glob("*.toml") if "[curves]" in path.read_text()}  # whose rates may not fall
+UNFIT = {*((name, f"{section}.cooldown_steps") for name in CURVED for section in ("ofa_training", "baseline_training"))}
 CASES = [(path.stem, key) for path in SHIPPED.glob("*.toml") for key in added_keys() if path.stem in SONGS or "augment" not in key]
+CASES = [case for case in CASES if case not in UNFIT]
 
 
 @pytest.mark.parametrize(("name", "key"), CASES)
