@@ -106,7 +106,7 @@ def _make_tables(folder: Path, records: Sequence[Record], literature: Literature
 def _make_all(folder: Path, records: Sequence[Record], literature: Literature, target: float | None) -> None:
     _make_tables(folder, records, literature, target)
     _report(lambda: write_overhead(folder, records))
-    paths, notes = write_figures(folder, records, literature.entries)
+    paths, notes = write_figures(folder, records, literature.entries, target)
     for line in [*paths, *notes]:
         print(f"  {line}")
     if Grid(records).variants():  # last, for it refuses records that cannot be compared
@@ -118,7 +118,7 @@ def _make_claims(folder: Path, records: Sequence[Record], literature: Literature
     _report(lambda: write_claims(folder, records))
     if Curves(Grid(records)).of:
         _report(lambda: write_time_to_quality(folder, records, target))
-    drawings = evidence_drawings(records)
+    drawings = evidence_drawings(records, target)
     paths, notes = draw_all(folder, drawings)
     for line in [*paths, *notes]:
         print(f"  {line}")
@@ -130,7 +130,7 @@ def _make_report(folder: Path, records: Sequence[Record], literature: Literature
     """Writes the page of an experiment; its template is read only where it is wanted."""
     from paper_figures.report.page import write_report
 
-    path = write_report(folder, records, literature)
+    path = write_report(folder, records, literature, target)
     print(f"  {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -172,9 +172,12 @@ def _holds_records(folder: Path) -> bool:
 
 def _positive(text: str) -> float:
     """Returns a quality that may be asked for."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number, not {text}")
+        raise argparse.ArgumentTypeError(f"must be a positive number, not {text!r}")
     return value
 
 

@@ -1,27 +1,38 @@
 """The figure of the curves: quality over what a training had taken."""
 
+from dataclasses import replace
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, NullFormatter
 
 from paper_figures.cells import BUSY
+from paper_figures.comparable import check_comparable
 from paper_figures.curves import Curves, curves_of
-from paper_figures.evidence import Grid
+from paper_figures.evidence import Grid, check_machine
 from paper_figures.methods import INDEPENDENT, look_of
 
+# Of variants that are drawn beside what they vary: colours of their own, and not those of any name.
+BUDGETS = {
+    "ofa_long": ("#0072B2", "h"),
+    "ofa_half": ("#56B4E9", "<"),
+    "ofa_open": ("#8C564B", "X"),
+    "ofa_open_long": ("#5D3A9B", ">"),
+}
 TITLES = {"device_hours": "Device-hours of the training", "images": "Images of the training", "train_pflop": "Training PFLOP"}
 
 
-def curves(grid: Grid, width: float = 7.4, currency: str = "device_hours") -> Figure:
+def curves(grid: Grid, width: float = 7.4, currency: str = "device_hours", target: float | None = None) -> Figure:
     """Draws a panel for each size: the metric over what had been taken, a line for each method, its band from the least to the most seed.
 
-    The dashed line is what the independent runs come to in the end, the geometric mean over seeds.
+    The dashed line is the target or, where there is none, what the independent runs come to in the end, the geometric mean over seeds.
 
     Args:
         grid: The judged cells.
         width: In inches.
         currency: `device_hours`, `train_pflop` or `images`.
+        target: The quality that is asked for.
 
     Raises:
         MissingRecordsError: No training was judged on its way.
@@ -29,28 +40,30 @@ def curves(grid: Grid, width: float = 7.4, currency: str = "device_hours") -> Fi
     """
     found = curves_of(grid)
     sizes = sorted({size for by_seed in found.of.values() for by_size in by_seed.values() for size in by_size}, reverse=True)
-    for method in found.of:
-        found.check(method, currency=currency)
-    found.check(*found.of, currency=currency)
+    drawn = [curve for by_seed in found.of.values() for by_size in by_seed.values() for curve in by_size.values()]
+    paid = list({cell.name: cell for curve in drawn for cell in curve.paid}.values())
+    check_comparable((cell.points_scale for cell in paid if cell.points_scale), "the curves")
+    if currency == "device_hours":
+        check_machine(paid)
     columns = 2 if width > 5 else 1
     rows = -(-len(sizes) // columns)
     figure = Figure(figsize=(width, 0.9 + 2.5 * rows))
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)
     for axes, size in zip(panels, sizes, strict=False):
         for method in found.of:
             _draw(axes, found, method, size, currency)
-        ends = [by_size[size].last for by_size in found.of.get(INDEPENDENT, {}).values() if size in by_size]
+        ends = [by_size[size].last for by_size in found.of.get(INDEPENDENT, {}).values() if size in by_size] if target is None else [target]
         if ends:
             axes.axhline(float(np.exp(np.mean(np.log(ends)))), color="#444444", linestyle="--", linewidth=1.0)
         axes.set(xscale="log", yscale="log", title=f"P = {size:g}")
         axes.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
         axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    for axes in list(panels):
+    for axes in panels[len(sizes) :]:
         axes.set_axis_off()
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=4 if width > 5 else 2)
-    busy = currency == "device_hours" and any(cell.busy for cell in found.cells(*found.of))
+    busy = currency == "device_hours" and any(cell.busy for cell in paid)
     figure.supxlabel(TITLES[currency] + (f" {BUSY} (busy machine)" if busy else ""), fontsize=9)
     figure.supylabel(f"{found.metric} (lower is better)", fontsize=9)
     return figure
@@ -64,7 +77,8 @@ def _draw(axes: Axes, found: Curves, method: str, size: float, currency: str) ->
     points = min(len(curve.points) for curve in held)
     x = np.exp(np.mean([np.log(curve.costs(currency)[-points:]) for curve in held], axis=0))
     logs = np.log([curve.values[-points:] for curve in held])
-    look = look_of(method)
+    colour, marker = BUDGETS.get(method, (look_of(method).colour, look_of(method).marker))
+    look = replace(look_of(method), colour=colour, marker=marker)
     axes.plot(x, np.exp(logs.mean(axis=0)), color=look.colour, marker=look.marker, markersize=4, linewidth=1.4, label=look.label)
     if len(held) > 1:
         axes.fill_between(x, np.exp(logs.min(axis=0)), np.exp(logs.max(axis=0)), color=look.colour, alpha=0.15, linewidth=0)

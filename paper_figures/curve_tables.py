@@ -2,13 +2,13 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from paper_figures.cells import BUSY, MissingRecordsError
+from paper_figures.cells import MissingRecordsError
 from paper_figures.comparable import IncomparableError
 from paper_figures.curves import HOW, Bounded, Curve, Curves, common_range, curves_of, interval_of, mean_log, mean_of, ratio
 from paper_figures.evidence import Grid, Interval, interval, percent
@@ -17,62 +17,76 @@ from paper_figures.methods import INDEPENDENT, look_of
 from repro.experiment.records import Record
 from repro.files.writing import write_atomically
 
+MARKS = {"exact": "", "at least": "> ", "at most": "< ", "unknown": "~ "}
 CURRENCIES = {"images": "Images", "device_hours": "Device-hours", "train_pflop": "PFLOP"}
 
 
-def time_to_quality(grid: Grid, target: float | None = None, reference: str = INDEPENDENT) -> pd.DataFrame:
+def time_to_quality(grid: Grid, target: float | None = None) -> pd.DataFrame:
     """Returns one row for each size and method: what its training took to a target, and the mean of ln(quality) on the way.
 
-    Where the target is the reference's own last value, each seed has its own. Costs are geometric means over the seeds; a run that never
+    Where the target is Diff-Pruning's own last value, each seed has its own. Costs are geometric means over the seeds; a run that never
     reached the target counts with all that it took, and its cost is one that the true one exceeds (`at least`); one that was there at its
-    first point with what that one took (`at most`). The interval of a ratio is open on the side where bounds are all that is known.
+    first point with what that one took (`at most`). The interval of a ratio is open on the side where bounds are all that is known. No
+    device-hours, and why, where a method ran on another machine than Diff-Pruning.
 
     Args:
         grid: The judged cells.
-        target: The quality that is asked for; None takes the reference's own last value.
-        reference: The method that the others are held against.
+        target: The quality that is asked for; None takes Diff-Pruning's own last value.
 
     Raises:
-        MissingRecordsError: No training was judged on its way, or none of the reference's.
-        IncomparableError: Curves are of several scales.
+        MissingRecordsError: No training was judged on its way, or none of Diff-Pruning.
+        IncomparableError: Curves are of several scales, or of several bases at a seed.
     """
     curves = curves_of(grid)
-    if reference not in curves.of:
-        raise MissingRecordsError(f"time to quality: left out, no curves of {look_of(reference).label} to hold the others against; {HOW}")
-    curves.check(*curves.of)
-    rows = []
-    for size in curves.sizes(reference):
-        for method in curves.of:
-            if size in curves.sizes(method, reference):
-                rows.append(_row(curves, size, method, reference, target))
+    sizes = sorted({size for method in curves.of for size in curves.sizes(method, INDEPENDENT)}) if INDEPENDENT in curves.of else []
+    if not sizes:
+        raise MissingRecordsError(f"time to quality: left out, no curves of {look_of(INDEPENDENT).label} to hold the others against; {HOW}")
+    notes = {method: _note(curves, method) for method in curves.of}
+    rows = [
+        _row(curves, size, method, target, notes[method])
+        for size in sizes
+        for method in curves.of
+        if size in curves.sizes(method, INDEPENDENT)
+    ]
     return pd.DataFrame(rows)
 
 
-def _row(curves: Curves, size: float, method: str, reference: str, target: float | None) -> dict[str, Any]:
-    seeds = curves.seeds(method, reference)
-    ours, theirs = ([curves.of[name][seed][size] for seed in seeds] for name in (method, reference))
+def _note(curves: Curves, method: str) -> str:
+    """Says why a method's device-hours are not shown; refuses curves that cannot be compared at all."""
+    curves.check(method, INDEPENDENT)
+    try:
+        curves.check(method, INDEPENDENT, currency="device_hours")
+    except IncomparableError as error:
+        return str(error)
+    return ""
+
+
+def _row(curves: Curves, size: float, method: str, target: float | None, note: str) -> dict[str, Any]:
+    ours, theirs = zip(*curves.pairs(method, INDEPENDENT, size), strict=True)
     targets = [target if target is not None else other.last for other in theirs]
     row: dict[str, Any] = {"size": size, "method": method, "target": _geometric(targets)}
     images = [curve.taken(to, "images") for curve, to in zip(ours, targets, strict=True)]
-    row["reached"], row["n_seeds"] = sum(taken.high < math.inf for taken in images), len(seeds)
-    row["bound"] = _bound(images)
+    row["reached"], row["n_seeds"] = sum(taken.high < math.inf for taken in images), len(ours)
+    row["bound"] = bound_of(images)
     for currency in CURRENCIES:
-        taken = [curve.taken(to, currency) for curve, to in zip(ours, targets, strict=True)]
+        if note and currency == "device_hours":
+            row[currency] = None
+            continue
+        taken, others = ([curve.taken(to, currency) for curve, to in zip(side, targets, strict=True)] for side in (ours, theirs))
         row[currency] = _geometric([each.observed for each in taken])
-        if method != reference:
-            others = [curve.taken(to, currency) for curve, to in zip(theirs, targets, strict=True)]
+        if method != INDEPENDENT:
             found = interval_of([ratio(*pair) for pair in zip(taken, others, strict=True)])
             row |= _ends(f"{currency}_ratio", found.map(_exp) if found else None)
     first, last = common_range([*ours, *theirs])
     if first < last:
         means, references = ([_area(curve, first, last) for curve in side] for side in (ours, theirs))
         row |= {"area_from_images": first, "area_to_images": last, "mean_quality": math.exp(statistics.fmean(means))}
-        if method != reference:
+        if method != INDEPENDENT:
             differences = [own - other for own, other in zip(means, references, strict=True)]
             between = interval(differences)
             row |= _ends("area_difference_pct", between.map(percent) if between else None)
-    row["busy_machine"] = "yes" if any(curve.cell.busy for curve in [*ours, *theirs]) else ""
-    return row
+    row["busy_machine"] = "yes" if any(cell.busy for curve in [*ours, *theirs] for cell in curve.paid) else ""
+    return row | {"note": note}
 
 
 def _area(curve: Curve, first: float, last: float) -> float:
@@ -83,7 +97,7 @@ def _geometric(values: Sequence[float]) -> float:
     return math.exp(statistics.fmean(math.log(value) for value in values))
 
 
-def _bound(taken: Sequence[Bounded]) -> str:
+def bound_of(taken: Sequence[Bounded]) -> str:
     """Says what a mean of costs is: `exact`, `at least`, `at most`, or `unknown` where some are a bound below and some above."""
     above, below = any(each.high == math.inf for each in taken), any(not each.exact and each.high < math.inf for each in taken)
     return "unknown" if above and below else "at least" if above else "at most" if below else "exact"
@@ -101,12 +115,11 @@ def _ends(name: str, found: Interval | None) -> dict[str, float | None]:
 def printable_time_to_quality(grid: Grid, table: pd.DataFrame, target: float | None = None) -> tuple[pd.DataFrame, list[str]]:
     """Returns the formatted table of time to quality, and its footnotes."""
     curves = Curves(grid)
-    marks = {"exact": "", "at least": "> ", "at most": "< ", "unknown": "~ "}
     shown = pd.DataFrame({"Method": [look_of(name).label for name in table["method"]], "Size": [f"{size:g}" for size in table["size"]]})
     shown["Target"] = [f"{value:.2f}" for value in table["target"]]
     shown["Reached"] = [f"{row.reached} of {row.n_seeds}" for row in table.itertuples()]
     for currency, title in CURRENCIES.items():
-        texts = [f"{marks[str(row.bound)]}{_amount(getattr(row, currency), currency)}" for row in table.itertuples()]
+        texts = [_amount(getattr(row, currency), currency, MARKS[str(row.bound)]) for row in table.itertuples()]
         shown[title] = marked(texts, table["busy_machine"] == "yes") if currency == "device_hours" else texts
     shown["Images, over the reference's"] = [_ratio(row) for row in table.itertuples()]
     if "mean_quality" in table:
@@ -123,11 +136,13 @@ def printable_time_to_quality(grid: Grid, table: pd.DataFrame, target: float | N
         "What a joint run took is what all its sizes took. A size trained alone holds an even share of the one pass that scores channels",
         "Mean on the way: the area under ln(quality) over ln(images), over its width, between the images that both methods have points for",
         *([BUSY_NOTE] if (table["busy_machine"] == "yes").any() else []),
+        *[f"No device-hours: {note}" for note in dict.fromkeys(table["note"]) if note],
+        *curves.notes,
     ]
 
 
-def _amount(value: float, currency: str) -> str:
-    return f"{value:,.0f}" if currency == "images" else f"{value:.3g}"
+def _amount(value: float, currency: str, mark: str) -> str:
+    return "" if pd.isna(value) else f"{mark}{value:,.0f}" if currency == "images" else f"{mark}{value:.3g}"
 
 
 def _ratio(row: Any) -> str:
@@ -167,37 +182,47 @@ def write_time_to_quality(folder: Path, records: Sequence[Record], target: float
 def until_all_text(grid: Grid, target: float | None = None) -> str:
     """Returns what OFA and the independent runs took until every size was as good as a target; empty without curves of both."""
     curves, lines = Curves(grid), []
-    for currency, unit in (("device_hours", "device-hours"), ("train_pflop", "PFLOP")):
-        found = []
-        for seed in sorted({seed for by_seed in curves.of.values() for seed in by_seed}):
-            sizes = {size for by_seed in curves.of.values() for size in by_seed.get(seed, {})}
-            try:
-                both = curves.until_all(seed, currency, dict.fromkeys(sizes, target) if target is not None else None)
-            except IncomparableError as error:
-                return f"Note: {error}.\n"
-            found += [both] if both else []
-        if found:
-            method, ours, theirs = found[0][0], mean_of([each[1] for each in found]), mean_of([each[2] for each in found])
-            cells = curves.cells(method, INDEPENDENT)
-            busy = BUSY if currency == "device_hours" and any(cell.busy for cell in cells) else ""
-            paired = interval_of([ratio(each[2], each[1]) for each in found])
-            over = f", {_interval(paired)}" if paired else ""
-            lines.append(
-                f"  {unit}{busy}: {look_of(method).label} {_said(ours)}, {look_of(INDEPENDENT).label} {_said(theirs)}, "
-                f"ratio {_exp(paired.mean) if paired else theirs.observed / ours.observed:.2f}{over} ({len(found)} seeds)"
-            )
-    if not lines:
+    joint = curves.longest
+    if joint is None:
         return ""
-    to = f"{curves.metric} {target:g}" if target is not None else f"{look_of(INDEPENDENT).label}'s last {curves.metric}"
-    notes = [
-        "  (a joint run counts until its last size is there, independent runs each until its own, and their sum; > : not all got there)"
-    ]
-    return "\n".join([f"To reach {to} at every size, mean over seeds:", *lines, *notes, ""])
+    ours, theirs = look_of(joint).label, look_of(INDEPENDENT).label
+    for currency, unit in (("device_hours", "device-hours"), ("train_pflop", "PFLOP")):
+        try:
+            found = curves.until_all(currency, target)
+        except IncomparableError as error:
+            lines.append(f"  {unit}: {error}")
+            continue
+        once, each = ([pair[index] for pair in found] for index in (0, 1))
+        busy = " (busy machine)" if currency == "device_hours" and any(cell.busy for cell in curves.compared_with_independent()) else ""
+        ratios = [ratio(*pair) for pair in zip(each, once, strict=True)]
+        over = interval_of(ratios)
+        words = [f"{unit}{busy}: {ours} {_mean(once)}, {theirs} {_mean(each)}, ratio {_said(mean_of(ratios), _exp)}"]
+        lines.append("  " + ", ".join(words + ([_interval(over)] if over else [])))
+    to = f"{curves.metric} {target:g}" if target is not None else f"{theirs}'s last {curves.metric}"
+    sizes, seeds = curves.sizes(joint, INDEPENDENT), curves.seeds(joint, INDEPENDENT)
+    over_seeds = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
+    return "\n".join(
+        [
+            f"To reach {to} at every size ({', '.join(f'{size:g}' for size in sizes)}), mean over {over_seeds}:",
+            *lines,
+            "  (a joint run counts until its last size is there, independent runs each until its own, and their sum; > and < are bounds)",
+            "",
+        ]
+    )
 
 
-def _said(value: Bounded) -> str:
-    mark = "> " if value.high == math.inf else "< " if not value.exact else ""
-    return f"{mark}{value.observed:.4g}"
+def _mean(values: Sequence[Bounded]) -> str:
+    return _said(mean_of(values), float)
+
+
+def _said(value: Bounded, scale: Callable[[float], float]) -> str:
+    """Returns a number, or the bounds of it that are known."""
+    if value.exact:
+        return f"{scale(value.observed):.4g}"
+    above, below = value.high < math.inf, value.low > -math.inf and scale(value.low) > 0
+    if above and below:
+        return f"{scale(value.low):.4g} to {scale(value.high):.4g}"
+    return f"< {scale(value.high):.4g}" if above else f"> {scale(value.low):.4g}" if below else "unknown"
 
 
 def _interval(found: Interval) -> str:

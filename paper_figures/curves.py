@@ -7,17 +7,17 @@ first takes at most what that one took. Bounds go through sums, ratios and inter
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
 from paper_figures.cells import Cell, MissingRecordsError, Point
-from paper_figures.comparable import check_comparable
+from paper_figures.comparable import Conditions, check_comparable
 from paper_figures.evidence import Grid, Interval, check_machine, interval
 from paper_figures.methods import INDEPENDENT, sort_key
-from paper_figures.total_cost import shared_cost
+from paper_figures.total_cost import SharedCost, shared_cost
 
 HOW = "run `nox -s evidence`, or a configuration with [curves]"
 LONGEST = ("ofa_long", "ofa")  # the joint runs whose way to the independent runs' quality is looked at, the first of them that is there
@@ -44,13 +44,17 @@ class Curve:
     Attributes:
         cell: The cell of the training: of this size alone, or of all sizes.
         points: Those at which the metric was taken, ascending.
-        shared_hours, shared_pflop: What the size holds of a pass that serves several, such as Diff-Pruning's gradients.
+        shared: What the size holds of a pass that serves several, such as Diff-Pruning's gradients.
     """
 
     cell: Cell
     points: tuple[Point, ...]
-    shared_hours: float = 0.0
-    shared_pflop: float = 0.0
+    shared: SharedCost
+
+    @property
+    def paid(self) -> tuple[Cell, ...]:
+        """The cells whose costs it has."""
+        return (self.cell, *self.shared.cells)
 
     def costs(self, currency: str) -> list[float]:
         """Returns what had been taken at each point, in `images`, `device_hours` or `train_pflop`."""
@@ -74,7 +78,7 @@ class Curve:
         return [getattr(point, currency) for point in self.points]
 
     def _shared(self, currency: str) -> float:
-        return {"device_hours": self.shared_hours, "train_pflop": self.shared_pflop}.get(currency, 0.0)
+        return 0.0 if currency == "images" else float(getattr(self.shared, currency))
 
 
 def crossing(costs: Sequence[float], values: Sequence[float], target: float) -> Bounded:
@@ -105,22 +109,17 @@ def mean_log(costs: Sequence[float], values: Sequence[float], first: float, last
 
 
 def interval_of(values: Sequence[Bounded]) -> Interval | None:
-    """Returns the mean of one number for each seed with its interval, whose ends hold for whatever the bounds leave open.
+    """Returns the mean of one number for each seed with its interval.
 
-    Its lower end is that of the lower bounds' mean, its upper end that of the upper ones': infinite where one of these is.
+    The lower end is that of the mean of the lower bounds, which the true mean is not below, the upper end that of the upper ones; an end is
+    infinite where one of its bounds is.
     """
     found = interval([value.observed for value in values])
     if found is None:
         return None
     lows, highs = [value.low for value in values], [value.high for value in values]
     low, high = (interval(ends) if all(map(math.isfinite, ends)) else None for ends in (lows, highs))
-    return Interval(
-        mean=found.mean,
-        low=low.low if low else -math.inf,
-        high=high.high if high else math.inf,
-        std_error=found.std_error,
-        n_seeds=found.n_seeds,
-    )
+    return replace(found, low=low.low if low else -math.inf, high=high.high if high else math.inf)
 
 
 def ratio(ours: Bounded, theirs: Bounded) -> Bounded:
@@ -151,47 +150,64 @@ def largest_of(numbers: Sequence[Bounded]) -> Bounded:
 
 
 class Curves:
-    """The curves of an experiment: method -> seed -> size.
+    """The curves of an experiment.
 
     Args:
         grid: Its judged cells.
+
+    Attributes:
+        of: Method -> seed -> size.
+        metric: What they are judged by.
+        notes: A line about each training that is left out.
     """
 
     def __init__(self, grid: Grid) -> None:
-        self.of: dict[str, dict[int, dict[float, Curve]]] = {}
+        found: dict[str, dict[int, dict[float, Curve]]] = {}
         by_name = {cell.name: cell for cell in grid.cells}
+        self.notes: list[str] = []
         for cell in grid.cells:
+            shared = shared_cost(cell, by_name) if cell.points else None
+            if cell.points and shared is None:
+                self.notes.append(f"{cell.name} is left out: what it costs is not known, for a cell that delivers it has no record")
             for size, points in cell.points.items():
                 judged = tuple(point for point in points if point.value is not None)
-                if judged and size not in grid.left_out:
-                    hours, pflop = shared_cost(cell, by_name)
-                    curve = Curve(cell=cell, points=judged, shared_hours=hours, shared_pflop=pflop)
-                    self.of.setdefault(cell.family, {}).setdefault(cell.seed, {})[size] = curve
-        self.of = {method: self.of[method] for method in sorted(self.of, key=lambda method: sort_key(method, None))}
+                if judged and shared and size not in grid.left_out:
+                    found.setdefault(cell.family, {}).setdefault(cell.seed, {})[size] = Curve(cell=cell, points=judged, shared=shared)
+        self.of = {method: found[method] for method in sorted(found, key=lambda method: sort_key(method, None))}
         self.metric = next((cell.points_scale.get("metric") for cell in grid.cells if cell.points_scale), "")
 
-    def seeds(self, *methods: str) -> list[int]:
-        """Returns the seeds that all of some methods have."""
-        return sorted(set.intersection(*(set(self.of.get(method, {})) for method in methods)))
-
     def sizes(self, *methods: str) -> list[float]:
-        """Returns the sizes that all of some methods have at all of their common seeds."""
-        held = [set(self.of[method][seed]) for method in methods for seed in self.seeds(*methods)]
-        return sorted(set.intersection(*held)) if held else []
+        """Returns the sizes that all of some methods have at a seed."""
+        seeds = set.intersection(*(set(self.of.get(method, {})) for method in methods))
+        return sorted({size for seed in seeds for size in set.intersection(*(set(self.of[method][seed]) for method in methods))})
+
+    def seeds(self, *methods: str, size: float | None = None) -> list[int]:
+        """Returns the seeds at which all of some methods have a size, or all the sizes that they have at any seed in common."""
+        sizes = set(self.sizes(*methods)) if size is None else {size}
+        held = [{seed for seed, by_size in self.of.get(method, {}).items() if sizes and sizes <= by_size.keys()} for method in methods]
+        return sorted(set.intersection(*held))
+
+    def pairs(self, method: str, reference: str, size: float) -> list[tuple[Curve, Curve]]:
+        """Returns a method's curve of a size and a reference's, at every seed that has both."""
+        return [(self.of[method][seed][size], self.of[reference][seed][size]) for seed in self.seeds(method, reference, size=size)]
 
     def cells(self, *methods: str) -> list[Cell]:
-        """Returns the trainings of some methods at their common seeds, each once."""
-        found = [curve.cell for seed in self.seeds(*methods) for method in methods for curve in self.of[method][seed].values()]
+        """Returns the trainings of some methods at the seeds that they are compared at, and what these share, each once."""
+        seeds = {seed for size in self.sizes(*methods) for seed in self.seeds(*methods, size=size)}
+        found = [cell for seed in sorted(seeds) for method in methods for curve in self.of[method][seed].values() for cell in curve.paid]
         return list({cell.name: cell for cell in found}.values())
 
     def check(self, *methods: str, currency: str = "images") -> None:
-        """Refuses methods that were judged on several scales, or whose hours are those of several machines.
+        """Refuses methods that were judged on several scales, start from other bases, or whose hours are those of several machines.
 
         Raises:
-            IncomparableError: They were, or are.
+            IncomparableError: They were, do, or are.
         """
-        cells = self.cells(*methods)
-        check_comparable((cell.points_scale for cell in cells if cell.points_scale), f"the curves of {' and '.join(methods)}")
+        cells, named = self.cells(*methods), " and ".join(dict.fromkeys(methods))
+        check_comparable((cell.points_scale for cell in cells if cell.points_scale), f"the curves of {named}")
+        for seed in {cell.seed for cell in cells}:
+            bases = [Conditions((("base", cell.base),)) for cell in cells if cell.seed == seed and cell.base]
+            check_comparable(bases, f"at seed {seed} the curves of {named}")
         if currency == "device_hours":
             check_machine(cells)
 
@@ -201,46 +217,49 @@ class Curves:
         The mean over the common sizes.
         """
         self.check(method, reference, currency=currency)
+        sizes = self.sizes(method, reference)
         found = []
         for seed in self.seeds(method, reference):
-            sizes, ours, theirs = self.sizes(method, reference), self.of[method][seed], self.of[reference][seed]
-            pairs = [(ours[size].taken(theirs[size].last, currency), theirs[size].taken(theirs[size].last, currency)) for size in sizes]
-            found += [mean_of([ratio(*pair) for pair in pairs])] if pairs else []
+            ours, theirs = self.of[method][seed], self.of[reference][seed]
+            ratios = [ratio(*(curve[size].taken(theirs[size].last, currency) for curve in (ours, theirs))) for size in sizes]
+            found.append(mean_of(ratios))
         return found
 
-    def until_all(self, seed: int, currency: str, targets: Mapping[float, float] | None = None) -> tuple[str, Bounded, Bounded] | None:
-        """Returns what OFA took until every size was as good as a target, and what the independent runs took until theirs.
+    @property
+    def longest(self) -> str | None:
+        """The joint run that is held against the independent runs: the one with the most seeds in common, the longer of those alike."""
+        seeds = {method: len(self.seeds(method, INDEPENDENT)) for method in LONGEST}
+        best = max(LONGEST, key=lambda method: seeds[method])  # the first of those alike
+        return best if seeds[best] else None
+
+    def until_all(self, currency: str, target: float | None = None) -> list[tuple[Bounded, Bounded]]:
+        """Returns, for each seed, what OFA took until every size was as good as a target, and what the independent runs took until theirs.
+
+        The first is the cost of the joint run when the last size got there, the second the sum of the others' costs.
 
         Args:
-            seed: The seed.
             currency: `images`, `device_hours` or `train_pflop`.
-            targets: By size; what each independent run came to in the end, where there are none.
-
-        Returns:
-            The joint run that was taken, its cost, which is that of the last size to get there, and the sum of the others' costs, what
-            they share counted once; None where one of the two has no curves at this seed.
+            target: What each independent run came to in the end, where there is none.
         """
-        joint = next((method for method in LONGEST if self.seeds(method, INDEPENDENT)), None)
-        if joint is None or seed not in self.seeds(joint, INDEPENDENT):
-            return None
+        joint = self.longest
+        if joint is None:
+            return []
         self.check(joint, INDEPENDENT, currency=currency)
-        sizes, ours, alone = self.sizes(joint, INDEPENDENT), self.of[joint][seed], self.of[INDEPENDENT][seed]
-        if not sizes:
-            return None
-        to = {size: targets[size] if targets else alone[size].last for size in sizes}
-        independent = sum_of([alone[size].taken(to[size], currency) for size in sizes])
-        return joint, largest_of([ours[size].taken(to[size], currency) for size in sizes]), independent
+        sizes, found = self.sizes(joint, INDEPENDENT), []
+        for seed in self.seeds(joint, INDEPENDENT):
+            ours, alone = self.of[joint][seed], self.of[INDEPENDENT][seed]
+            to = {size: alone[size].last if target is None else target for size in sizes}
+            once, each = ([curves[size].taken(to[size], currency) for size in sizes] for curves in (ours, alone))
+            found.append((largest_of(once), sum_of(each)))
+        return found
 
     def saved(self, currency: str) -> list[Bounded]:
         """Returns, for each seed, ln(what the independent runs took until their own last values / what OFA took until all of them)."""
-        seeds = {seed for method in LONGEST for seed in self.seeds(method, INDEPENDENT)}
-        found = [self.until_all(seed, currency) for seed in sorted(seeds)]
-        return [ratio(independent, joint) for _, joint, independent in filter(None, found)]
+        return [ratio(independent, joint) for joint, independent in self.until_all(currency)]
 
     def compared_with_independent(self) -> list[Cell]:
         """Returns the trainings that `saved` looks at."""
-        joint = next((method for method in LONGEST if self.seeds(method, INDEPENDENT)), None)
-        return self.cells(joint, INDEPENDENT) if joint else []
+        return self.cells(self.longest, INDEPENDENT) if self.longest else []
 
 
 def curves_of(grid: Grid) -> Curves:

@@ -41,10 +41,12 @@ class Layout:
 SIDE_BY_SIDE = Layout(width=7.0, views=(WITH_CONTROLS, TRAINED_ONLY), legend_columns=4)
 
 
-def write_figures(folder: Path, records: Sequence[Record], published: Sequence[Published] = ()) -> tuple[list[Path], list[str]]:
+def write_figures(
+    folder: Path, records: Sequence[Record], published: Sequence[Published] = (), target: float | None = None
+) -> tuple[list[Path], list[str]]:
     """Draws every figure that the records allow and returns the paths written and a line about each thing left out.
 
-    Published figures that may be shown stand beside ours.
+    Published figures that may be shown stand beside ours; curves show a target where one is asked for.
 
     Raises:
         ReproError: A record or sample strip is malformed, or the folder cannot be written.
@@ -55,7 +57,7 @@ def write_figures(folder: Path, records: Sequence[Record], published: Sequence[P
         "fid_vs_params": lambda: fid_vs_params(table, published),
         "overhead": lambda: overhead(records),
         "samples": lambda: samples(folder, records),
-        **evidence_drawings(records),
+        **evidence_drawings(records, target),
     }
     paths, notes = draw_all(folder, drawings)
     if metrics_of(table) and not (table["method"] == "floor").any():
@@ -77,7 +79,7 @@ def draw_all(folder: Path, drawings: Mapping[str, Callable[[], Figure]]) -> tupl
     return paths, notes
 
 
-def evidence_drawings(records: Sequence[Record]) -> dict[str, Callable[[], Figure]]:
+def evidence_drawings(records: Sequence[Record], target: float | None = None) -> dict[str, Callable[[], Figure]]:
     """Returns the figures of the evidence, name -> how to draw it; none for an experiment without ablations and curves."""
     grid = Grid(records)
     drawings: dict[str, Callable[[], Figure]] = {}
@@ -85,7 +87,7 @@ def evidence_drawings(records: Sequence[Record]) -> dict[str, Callable[[], Figur
         drawings |= {"ablations": lambda: ablations(grid), "balance": lambda: balance(grid)}
         drawings |= {"quality_vs_cost": lambda: quality_vs_cost(grid)}
     if Curves(grid).of:
-        drawings |= {"curves": lambda: curves(grid)}
+        drawings |= {"curves": lambda: curves(grid, target=target)}
     return drawings
 
 

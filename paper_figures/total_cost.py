@@ -38,11 +38,26 @@ def total_cost(cell: Cell, cells: Mapping[str, Cell]) -> TotalCost:
     )
 
 
-def shared_cost(cell: Cell, cells: Mapping[str, Cell]) -> tuple[float, float]:
-    """Returns the device-hours and PFLOP of what delivers a cell and trains nothing: its share of a pass that only scores channels."""
-    to_pay, _ = deliverers([cell], cells)
+@dataclass(frozen=True, kw_only=True)
+class SharedCost:
+    """What delivers a cell and trains nothing, such as a pass that scores channels: its cells, and what the cell holds of their cost."""
+
+    cells: tuple[Cell, ...]
+    device_hours: float
+    train_pflop: float
+
+
+def shared_cost(cell: Cell, cells: Mapping[str, Cell]) -> SharedCost | None:
+    """Returns what a cell holds of others that train nothing; None where one of them has no record, or none of its hours."""
+    to_pay, note = deliverers([cell], cells)
     parts = [(part, _share(part, cell, cells)) for part in to_pay if not part.trains]
-    return sum(share * (part.device_hours or 0.0) for part, share in parts), sum(share * (part.train_pflop or 0.0) for part, share in parts)
+    if note or any(part.device_hours is None for part, _ in parts):
+        return None
+    return SharedCost(
+        cells=tuple(part for part, _ in parts),
+        device_hours=sum(share * (part.device_hours or 0.0) for part, share in parts),
+        train_pflop=sum(share * (part.train_pflop or 0.0) for part, share in parts),
+    )
 
 
 def _share(part: Cell, of: Cell, cells: Mapping[str, Cell]) -> float:

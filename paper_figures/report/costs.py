@@ -170,20 +170,20 @@ def _fair(
     )
 
 
-def time_to_quality_of(grid: Grid) -> Table:
+def time_to_quality_of(grid: Grid, target: float | None = None) -> Table:
     """Returns the table of time to quality, each number with the trainings that it comes from.
 
     Raises:
         MissingRecordsError: No training was judged on its way.
         IncomparableError: Curves are of several scales.
     """
-    frame, curves = time_to_quality(grid), Curves(grid)
-    shown, notes = printable_time_to_quality(grid, frame)
+    frame, curves = time_to_quality(grid, target), Curves(grid)
+    shown, notes = printable_time_to_quality(grid, frame, target)
     rows = []
     for index in range(len(frame)):
         raw, text = frame.iloc[index], shown.iloc[index]
-        both = list(dict.fromkeys((str(raw["method"]), INDEPENDENT)))
-        made = [curves.of[method][seed][float(raw["size"])].cell for method in both for seed in curves.seeds(*both)]
+        pairs = curves.pairs(str(raw["method"]), INDEPENDENT, float(raw["size"]))
+        made = [cell for pair in pairs for curve in pair for cell in curve.paid]
         columns = ["method", "size", "target", "reached", "images", "device_hours", "train_pflop", "images_ratio", "mean_quality"]
         columns += ["area_difference_pct"]
         values = dict(zip(shown.columns, columns, strict=False))

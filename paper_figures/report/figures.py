@@ -89,14 +89,14 @@ def cost(records: Sequence[Record], grid: Grid) -> tuple[list[Picture], list[str
     return drawn_of(drawings)
 
 
-def time_to_quality(grid: Grid) -> tuple[list[Picture], list[str]]:
+def time_to_quality(grid: Grid, target: float | None = None) -> tuple[list[Picture], list[str]]:
     """Draws the quality of each size over what its training had taken, in hours and in PFLOP."""
     return drawn_of(
         (
-            partial(quality_curves, grid, WIDTH, currency),
+            partial(quality_curves, grid, WIDTH, currency, target),
             f"Line plots, one for each size, of the quality over the {title} that the training had taken; the table has the crossings.",
             f"Quality over {title}, both on logarithmic axes: mean over seeds, the band holds all of them. "
-            "Dashed: what the independent runs come to in the end.",
+            f"Dashed: {'what the independent runs come to in the end' if target is None else f'{target:g}, as asked for'}.",
         )
         for currency, title in (("device_hours", "device-hours"), ("train_pflop", "PFLOP"))
     )

@@ -47,19 +47,19 @@ class Section:
     missing: Sequence[str] = ()
 
 
-def write_report(folder: Path, records: Sequence[Record], literature: Literature = NO_LITERATURE) -> Path:
+def write_report(folder: Path, records: Sequence[Record], literature: Literature = NO_LITERATURE, target: float | None = None) -> Path:
     """Writes `report.html` into the folder of an experiment and returns its path.
 
     Raises:
         ReproError: A record or strip is malformed, or the folder cannot be written.
     """
     path = folder / "report.html"
-    write_atomically(path, page(folder, records, literature).encode())
+    write_atomically(path, page(folder, records, literature, target).encode())
     return path
 
 
-def page(folder: Path, records: Sequence[Record], literature: Literature = NO_LITERATURE) -> str:
-    """Returns the page of an experiment; the same records give the same text.
+def page(folder: Path, records: Sequence[Record], literature: Literature = NO_LITERATURE, target: float | None = None) -> str:
+    """Returns the page of an experiment, time to quality to a target where one is asked for; the same records give the same text.
 
     Raises:
         ReproError: A record or strip is malformed.
@@ -86,7 +86,7 @@ def page(folder: Path, records: Sequence[Record], literature: Literature = NO_LI
         "counts": Counter(verdict.verdict for verdict in judged),
         "claims": claims,
         "claims_missing": missing,
-        "sections": [*_measured(records, cells, grid, literature)],
+        "sections": [*_measured(records, cells, grid, literature, target)],
         "samples": _tried(strips_missing, lambda: images.sample_groups(folder, records)) or [],
         "samples_missing": strips_missing,
         "training": _training(cells),
@@ -111,7 +111,7 @@ def embedded(records: Sequence[Record]) -> dict[str, Any]:
     return {"configs": [json.loads(text) for text in configs], "records": held}
 
 
-def _measured(records: Sequence[Record], cells: Sequence[Cell], grid: Grid, literature: Literature) -> list[Section]:
+def _measured(records: Sequence[Record], cells: Sequence[Cell], grid: Grid, literature: Literature, target: float | None) -> list[Section]:
     """Returns the sections of quality, cost and evidence."""
     missing: dict[str, list[str]] = {key: [] for key, _, _ in SECTIONS}
     curved = bool(Curves(grid).of)
@@ -125,10 +125,10 @@ def _measured(records: Sequence[Record], cells: Sequence[Cell], grid: Grid, lite
     drawn = {
         "quality": figures.quality(records, literature, rows),
         "cost": figures.cost(records, grid),
-        "time": figures.time_to_quality(grid) if curved else ([], []),
+        "time": figures.time_to_quality(grid, target) if curved else ([], []),
         "ablations": figures.evidence(grid) if varied else ([], []),
     }
-    sooner = _tried(missing["time"], lambda: costs.time_to_quality_of(grid)) if curved else None
+    sooner = _tried(missing["time"], lambda: costs.time_to_quality_of(grid, target)) if curved else None
     tables = {"quality": [table, latency], "cost": paid, "time": [sooner], "ablations": [varied]}
     return [
         Section(

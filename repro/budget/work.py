@@ -3,6 +3,7 @@
 Nothing is run: training costs 6 x MACs x images (forward, and twice that backward), sampling 2 x MACs x NFE x images.
 """
 
+import dataclasses
 import math
 from functools import cache, partial
 from pathlib import Path
@@ -12,14 +13,13 @@ from repro.data.image_folder import undecoded_bytes
 from repro.data.image_source import image_source
 from repro.experiment.artefacts import is_made
 from repro.experiment.cells import Cell, Experiment, base_cell, state_of
-from repro.experiment.stage import GB, Costs, Stage, base_macs, weights_gb
+from repro.experiment.stage import CHECKPOINT_TENSORS, GB, Costs, Stage, base_macs, training_stage, weights_gb
 from repro.methods.plan import equal_importance
 from repro.models.cost import count_params
 from repro.models.denoiser import meta_base
 from repro.ofa.allocation import make_plan
 from repro.ofa.pipes import pipes_of
 
-CURVES = ": curves"
 CIFAR10_GB = 0.171
 IMAGES = {"digits": 1797, "cifar10": 50_000}
 # What a cell takes besides, on two cores with 35.7 M parameters: DeepSpeed's start 2 s; the search for a pruning ratio 15 s, and the
@@ -47,7 +47,7 @@ def stages(experiment: Experiment, cells: list[Cell], *, afresh: bool = False) -
     config = experiment.config
     planned = cache(partial(costs_of, experiment))
     whole = planned(config.allocation.rule)
-    rows = [_downloads(experiment, cells, whole)]
+    rows, on_the_way = [_downloads(experiment, cells, whole)], 0
     for name in dict.fromkeys(cell.method for cell in cells):
         mine = [cell for cell in cells if cell.method == name]
         to_make = [cell for cell in mine if afresh or not is_made(experiment, cell)]
@@ -56,11 +56,13 @@ def stages(experiment: Experiment, cells: list[Cell], *, afresh: bool = False) -
         costs = planned(method.rule(config), tuple(sorted(sizes)))
         rows += method.work(this, to_make, costs) if to_make else []
         rows += [_sampling(experiment, mine, costs)] if method.judged else []
-        rows += [_curves(this, mine, costs)] if this.config.curves and method.networks else []
+        curves = _curves(this, mine, costs) if this.config.curves and method.networks else []
+        on_the_way += curves[-1].images if curves else 0
+        rows += curves
     judged = [cell for cell in cells if experiment.method_of(cell).judged]
     rows += [
         _extractor(experiment, judged),
-        _features(experiment, judged, sum(row.images for row in rows if row.name.endswith(CURVES))),
+        _features(experiment, judged, on_the_way),
         _other(cells, whole),
     ]
     return [row for row in rows if row.images or row.pflop or row.seconds or row.kept_gb]
@@ -114,11 +116,14 @@ def _downloads(experiment: Experiment, cells: list[Cell], costs: Costs) -> Stage
 def _sampling(experiment: Experiment, cells: list[Cell], costs: Costs) -> Stage:
     settings = experiment.config.evaluation
     each = settings.samples * len(settings.sampling_seeds)
-    nfe = experiment.nfe
-    drawn = [cell.size for cell in cells if cell.size is not None]
-    decoding = experiment.space.flop(experiment.network_shape)
+    return _drawing(experiment, f"{cells[0].method}: sampling", [cell.size for cell in cells if cell.size is not None], each, costs)
+
+
+def _drawing(experiment: Experiment, name: str, drawn: list[float], each: int, costs: Costs) -> Stage:
+    """The images of networks of some sizes, as many of each."""
+    nfe, decoding = experiment.nfe, experiment.space.flop(experiment.network_shape)
     return Stage(
-        name=f"{cells[0].method}: sampling",
+        name=name,
         kind="sampling",
         images=each * len(drawn),
         passes=float(each * len(drawn) * nfe),
@@ -127,20 +132,25 @@ def _sampling(experiment: Experiment, cells: list[Cell], costs: Costs) -> Stage:
     )
 
 
-def _curves(experiment: Experiment, cells: list[Cell], costs: Costs) -> Stage:
-    """The samples at points on the way of trainings, and the snapshots that they are drawn from."""
-    curves = experiment.config.curves
+def _curves(experiment: Experiment, cells: list[Cell], costs: Costs) -> list[Stage]:
+    """What judging trainings on their way takes: branches of falling rate, samples, the validation loss, and snapshots on the disk."""
+    curves, settings = experiment.config.curves, getattr(experiment.config, experiment.method_of(cells[0]).budget(experiment.config))
     assert curves is not None
-    each, nfe = curves.metric_points * curves.samples, experiment.nfe
+    name, steps = cells[0].method, curves.steps(settings.steps)
     drawn = [size for cell in cells for size in ([cell.size] if cell.size is not None else experiment.config.sizes.reported)]
-    return Stage(
-        name=f"{cells[0].method}{CURVES}",
-        kind="sampling",
-        images=each * len(drawn),
-        passes=float(each * len(drawn) * nfe),
-        pflop=sum(2 * costs.macs[size] * nfe * each / 1e15 for size in drawn),
-        passing_gb=curves.points * weights_gb(max(costs.params[cell.size or 1.0] for cell in cells)) * (4 if curves.cooldown else 1),
+    samples = _drawing(experiment, f"{name}: curves", drawn, min(len(steps), curves.metric_points) * curves.samples, costs)
+    passes = len(steps) * curves.triples
+    kept = len(steps) * weights_gb(max(costs.params[cell.size or 1.0] for cell in cells)) * (CHECKPOINT_TENSORS if curves.cooldown else 1)
+    judged = dataclasses.replace(
+        samples,
+        passes=samples.passes + passes * len(drawn),
+        pflop=samples.pflop + sum(2 * costs.macs[size] * passes / 1e15 for size in drawn),
+        passing_gb=samples.passing_gb + kept,
     )
+    if not curves.cooldown:
+        return [judged]
+    branches = dataclasses.replace(settings, steps=max(1, round(curves.cooldown * sum(steps))), cooldown=0.0)
+    return [dataclasses.replace(training_stage(experiment, cells, costs, branches), name=f"{name}: cool-downs", kept_gb=0.0), judged]
 
 
 def _extractor(experiment: Experiment, judged: list[Cell]) -> Stage:

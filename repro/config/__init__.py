@@ -75,7 +75,7 @@ ALIKE = "a base is trained on in the formulation that it was trained in; name an
 AUGMENT_LABELS = 9
 AUGMENTED = f"needs a network that is told of it: song_unet.augment_dim = {AUGMENT_LABELS}"
 CURVED = ("ofa_training", "baseline_training")  # the sections whose trainings are judged on their way, where there are [curves]
-NO_END = "must be 'constant', without a cool-down, where there are [curves]: a point of a falling rate is not the end of a shorter run"
+NO_END = "where there are [curves]: a point of a falling rate is not the end of a shorter run"
 OF_DIFFUSERS = ("network", "transformer")
 ONE_NETWORK = "a base is a [network], a [transformer] or of another architecture; write one of these sections"
 NO_KEYS = ("own", "section")  # of a configuration and of an architecture, which stands under a name of its own
@@ -147,8 +147,8 @@ class Config:
         check("pruning.timesteps", scored <= timesteps, f"is {scored}, but there are only {timesteps} (diffusion.num_train_timesteps)")
         check("evaluation.guidance", self.evaluation.guidance == 1 or self.data.condition_dropout > 0, GUIDED)
         for section in CURVED if self.curves else ():
-            check(f"{section}.schedule", getattr(self, section).schedule == "constant", NO_END)
-            check(f"{section}.cooldown_steps", getattr(self, section).cooldown_steps == 0, NO_END)
+            check(f"{section}.schedule", getattr(self, section).schedule == "constant", f"must be 'constant' {NO_END}")
+            check(f"{section}.cooldown", getattr(self, section).cooldown == 0, f"must be 0 {NO_END}")
         told = getattr(self.denoiser, "augment_dim", 0)
         for section in BUDGETS:
             augmented = getattr(self, section).augment_probability > 0
@@ -224,7 +224,11 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     """
     for key, value in changes.items():
         section, _, leaf = key.partition(".")
-        config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{leaf: value})})
+        try:
+            part = dataclasses.replace(getattr(config, section), **{leaf: value})
+        except ReproError as error:  # a section does not know its own name
+            raise ReproError(f"{section}.{error}") from error
+        config = dataclasses.replace(config, **{section: part})
     return config
 
 

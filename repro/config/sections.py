@@ -219,7 +219,7 @@ class Training:
         ema_half_life_images: In place of a decay: after how many images half of the average is newer (Karras et al., 2022).
         ema_ramp: The half-life is at most this share of the images so far; 0 has no such bound. EDM: 0.05 for a network from scratch.
         betas: Of Adam.
-        cooldown_steps: Of a `constant` schedule: the last steps, in which the rate falls linearly to 0.
+        cooldown: Of a `constant` schedule: the share of all steps, the last ones, in which the rate falls linearly to 0.
         weight_decay: Of AdamW; parameters that the network's `no_weight_decay()` names have none.
         dropout: In the residual (and feed-forward) units.
         horizontal_flip: Whether every image is mirrored with probability 1/2.
@@ -253,7 +253,7 @@ class Training:
     ema_ramp: float = added(0.0)
     betas: tuple[float, ...] = added((0.9, 0.999))
     weight_decay: float = added(0.0)
-    cooldown_steps: int = added(0)
+    cooldown: float = added(0.0)
 
     def __post_init__(self) -> None:
         for key in ("steps", "checkpoint_every_steps"):
@@ -278,11 +278,8 @@ class Training:
         check("dropout", 0 <= self.dropout < 1, "must lie in [0, 1)")
         check("distillation", 0 <= self.distillation <= 1, "must lie in [0, 1]")
         one_of("schedule", self.schedule, ("constant", "cosine"))
-        not_negative("cooldown_steps", self.cooldown_steps, MOST_STEPS)
-        check(
-            "cooldown_steps", not self.cooldown_steps or self.schedule == "constant", "goes with schedule = 'constant', and only with that"
-        )
-        check("cooldown_steps", self.cooldown_steps < self.steps or not self.cooldown_steps, f"must be fewer than all {self.steps:,} steps")
+        check("cooldown", 0 <= self.cooldown < 1, "must lie in [0, 1); 0 has none")
+        check("cooldown", self.schedule == "constant" or not self.cooldown, "goes with schedule = 'constant', and only with that")
         one_of("loss_reduction", self.loss_reduction, ("mean", "sum"))
         one_of("timesteps", self.timesteps, ("independent", "antithetic"))
         one_of("loss_weighting", self.loss_weighting, ("uniform", "min_snr"))

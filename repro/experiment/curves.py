@@ -22,7 +22,8 @@ from repro.runtime.precision import autocast, laid_out
 from repro.runtime.progress import CellProgress
 from repro.size_text import size_text
 from repro.training import snapshots
-from repro.training.loop import Run, train
+from repro.training.checkpoint import load_newest
+from repro.training.loop import CHECKPOINTS, Run, train
 
 BRANCHES = "branches"
 MOST_BATCH = 256  # of the validation loss
@@ -48,12 +49,12 @@ def judge_curves(experiment: Experiment, networks: Networks, cell: Cell, made: M
     assert made.training is not None, cell.name
     steps = curves.steps(made.training["steps"])
     run, inputs = experiment.identity(cell), inputs_of(experiment, cell)
-    by_metric = steps[len(steps) - curves.metric_points :]
+    by_metric = steps[max(0, len(steps) - curves.metric_points) :]
     points, told = [], None
     for index, step in enumerate(steps):
         report.stage(f"point {index + 1} of {len(steps)}")
         weights, about = snapshots.read(folder, step, run, inputs)
-        if "sizes" not in about:
+        if not distributed.gather("sizes" in about)[0]:  # which all have read before it is closed
             found: dict[str, dict[str, Any]] = {}
             for size, extracted in networks(experiment, cell, weights).items():
                 network = laid_out(extracted.to(distributed.device()), experiment.config.compute, distributed.device()).eval()
@@ -66,15 +67,15 @@ def judge_curves(experiment: Experiment, networks: Networks, cell: Cell, made: M
             if distributed.rank() == 0:
                 snapshots.close(folder, step, run, inputs, about)
             distributed.wait_for_all()
-        told = about.pop("metric")
+        told = about.pop("metric", None)
         points.append({"step": step} | about)
     return {"validation": about_validation(experiment), "metric": told, "cooldown": curves.cooldown, "points": points}
 
 
 def validation_loss(experiment: Experiment, network: nn.Module) -> float:
-    """Returns a network's mean loss on fixed held-out images, noise and noise levels, drawn as in training and weighted alike.
+    """Returns a network's mean loss on fixed held-out images, noise and noise levels, drawn independently and weighted uniformly.
 
-    They are the same for every network, whatever its cell and seed. Every rank computes the same.
+    They are the same for every network, whatever its cell, seed and training. Every rank computes the same.
     """
     curves, images = experiment.config.curves, check_held_out(experiment)
     assert curves is not None
@@ -126,7 +127,7 @@ def _quality(experiment: Experiment, network: nn.Module, cell: Cell, digest: str
     fewer = {"evaluation.samples": curves.samples, "evaluation.sampling_seeds": settings.sampling_seeds[:1]}
     this = dataclasses.replace(experiment, config=changed(experiment.config, fewer))
     sets = evaluate.draw_samples(this, network, cell, f"{digest} {of}", report, of=of)
-    return evaluate.judge(this, sets, this.images.pixels, report, sampled=True)
+    return evaluate.judge(this, sets, this.images.pixels, report, sampled=True, kernel=False)
 
 
 def folder_of_branch(experiment: Experiment, cell: Cell, step: int) -> Path:
@@ -145,17 +146,24 @@ def cool_down(module: nn.Module, run: Run[Any], settings: Training, share: float
         settings: Its budget.
         share: The steps of a branch over those before it.
         report: The cell's bar.
+
+    Raises:
+        ReproError: The state at a point is missing or damaged.
     """
     assert run.folder is not None
     ended = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
     for step, folder in run.branches.items():
         if distributed.gather(snapshots.is_kept(run.folder, step, run.identity, run.inputs))[0]:
             continue
+        whole = distributed.rank() > 0 or load_newest(folder / CHECKPOINTS, run.identity, run.inputs) is not None
+        if not distributed.gather(whole)[0]:
+            raise ReproError(f"{folder}: no whole state to go on from; delete the folder {run.folder} and run the command again")
         more = max(1, round(share * step))
         report.stage(f"cool-down from step {step:,}", settings.batch_size)
         clock = Clock(None, distributed.ranks(), lambda: gpu.synchronize(distributed.device()))
-        falling = dataclasses.replace(settings, steps=step + more, cooldown_steps=more, checkpoint_every_steps=max(1, more))
-        train(module, dataclasses.replace(run, folder=folder, branches={}, last_seen={}), falling, clock, report)
+        falling = dataclasses.replace(settings, steps=step + more, cooldown=more / (step + more), checkpoint_every_steps=more)
+        with clock.phase("evaluate"):  # what a branch takes to begin; its training counts
+            train(module, dataclasses.replace(run, folder=folder, branches={}, last_seen={}), falling, clock, report)
         about = run.about(step + more) | {"device_hours": training_overhead(clock.device_seconds()) / 3600}
         if distributed.rank() == 0:
             snapshots.keep(run.folder, step, run.identity, run.inputs, dict(module.named_parameters()), about)

@@ -127,10 +127,13 @@ def check_images(settings: Evaluation, images: Images, *, halved: bool) -> None:
         raise ReproError(f"{key}: {count or len(images)} images are too few, at least {needed} are needed: {why}")
 
 
-def judge(experiment: Experiment, sets: list[Tensor], reference: Tensor, report: CellProgress, *, sampled: bool) -> dict[str, Any]:
+def judge(
+    experiment: Experiment, sets: list[Tensor], reference: Tensor, report: CellProgress, *, sampled: bool, kernel: bool = True
+) -> dict[str, Any]:
     """Returns what a record says of quality: the metric of each set of images, and all that its value depends on.
 
-    Every rank must call this, since they share the images; the distances are computed on the first, and the others get nothing.
+    Every rank must call this, since they share the images; the distances are computed on the first, and the others get nothing. The kernel
+    distance beside an Inception metric is left out where it is not asked for.
     """
     settings, images, metric = experiment.config.evaluation, experiment.images, experiment.metric
     report.stage(metric.section or "weights")
@@ -139,7 +142,7 @@ def judge(experiment: Experiment, sets: list[Tensor], reference: Tensor, report:
     report.stage("reference features", 1)
     of_training = torch.equal(reference, images.pixels[: len(reference)])
     expected = layer.reference_features(reference, images.sha256, report) if of_training else layer.features(reference, report)
-    values, kernel = [], []
+    values, kernels = [], []
     for pixels in sets:
         report.stage("features", 1)
         features = layer.features(pixels, report)
@@ -147,8 +150,8 @@ def judge(experiment: Experiment, sets: list[Tensor], reference: Tensor, report:
             continue
         report.stage("distance")
         values.append(_positive(metric.name, metric.distance(features, expected)))
-        if metric.kernel:
-            kernel.append(kernel_distance(features, expected))
+        if metric.kernel and kernel:
+            kernels.append(kernel_distance(features, expected))
     if distributed.rank() > 0:
         return {}
     listed = {"files_sha256": images.files_sha256} if images.files_sha256 else {}
@@ -165,8 +168,8 @@ def judge(experiment: Experiment, sets: list[Tensor], reference: Tensor, report:
     }
     if sampled and experiment.condition.name != "none":
         quality["condition"] = {"name": experiment.condition.name} | experiment.condition.about(images)
-    if kernel:
-        means, deviations, sizes = zip(*kernel, strict=True)
+    if kernels:
+        means, deviations, sizes = zip(*kernels, strict=True)
         quality["kid"] = {
             "metric": metric.kernel,
             "mean": statistics.fmean(means),

@@ -41,7 +41,6 @@ from repro.runtime.precision import checked_kernels, set_arithmetic
 from repro.runtime.progress import CellProgress, say
 from repro.training.checkpoint import newest_environment, saved_steps
 from repro.training.loop import CHECKPOINTS, Run, train
-from repro.training.snapshots import SNAPSHOTS
 
 MODEL = "model"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # of a saved pipeline
@@ -150,9 +149,9 @@ def train_cell(
     )
     report.stage("training", settings.batch_size)
     curve = train(module, run, settings, clock, report)
-    if branches:
+    if curves and branches:
         with clock.phase("evaluate"):
-            cool_down(module, run, settings, config.curves.cooldown if config.curves else 0.0, report)
+            cool_down(module, run, settings, curves.cooldown, report)
     return training_summary(settings, pflop=work(settings.steps), scoring_pflop=scoring_pflop, curve=curve) | {"accumulation": accumulation}
 
 
@@ -375,7 +374,7 @@ def check_size(experiment: Experiment, cell: Cell, model: nn.Module, made: Manif
 def _clean(folder: Path) -> None:
     """Removes what only an interrupted run needs."""
     if distributed.rank() == 0:
-        for name in ("samples", CHECKPOINTS, SNAPSHOTS, BRANCHES):
+        for name in ("samples", CHECKPOINTS, BRANCHES):  # what was found of a snapshot stays: a few kB, for a record that is lost
             shutil.rmtree(folder / name, ignore_errors=True)
         (folder / HEARTBEAT).unlink(missing_ok=True)
 

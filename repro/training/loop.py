@@ -165,7 +165,8 @@ class _Loop(Generic[Batch]):
             step += 1
             stopping, due = pulse(step)
             last = step == self.settings.steps
-            saving = not last and (stopping or due or step % self.settings.checkpoint_every_steps == 0)
+            # What is still to be branched off is lost with the last step, where that has no checkpoint.
+            saving = bool(self.run_.branches) if last else stopping or due or step % self.settings.checkpoint_every_steps == 0
             if step % every == 0 or saving or last:
                 mean = self._mean(step)
                 if step % every == 0 or last:
@@ -229,15 +230,17 @@ class _Loop(Generic[Batch]):
             self.engine.monitor.write_events([("train/loss", mean, images), ("train/learning_rate", rate, images)])
 
     def _snapshot(self, step: int) -> None:
-        """Keeps the average of the weights, from the first rank; judging is no training, so the time that this takes is no overhead."""
-        if self.run_.folder is None or distributed.rank() > 0:
+        """Keeps the average of the weights, from the first rank; judging is no training, so no rank's time that this takes is overhead."""
+        if self.run_.folder is None:
             return
-        spent = self.clock.device_seconds()
+        rank_watch.note(f"step {step}, the snapshot")
         with self.clock.phase("evaluate"):
-            average = zip(self.engine.module.named_parameters(), self.ema.shadow_params, strict=True)
-            tensors = {name: shadow for (name, _), shadow in average}
-            about = self.run_.about(step) | {"device_hours": training_overhead(spent) / 3600}
-            snapshots.keep(self.run_.folder, step, self.run_.identity, self.run_.inputs, tensors, about)
+            if distributed.rank() == 0:
+                average = zip(self.engine.module.named_parameters(), self.ema.shadow_params, strict=True)
+                tensors = {name: shadow for (name, _), shadow in average}
+                about = self.run_.about(step) | {"device_hours": training_overhead(self.clock.device_seconds()) / 3600}
+                snapshots.keep(self.run_.folder, step, self.run_.identity, self.run_.inputs, tensors, about)
+            distributed.wait_for_all()
 
     def _save(self, step: int, folder: Path | None, phase: str) -> None:
         """Writes a checkpoint below a folder, from the first rank; what that takes is counted under a phase of the clock."""
@@ -264,6 +267,8 @@ class _Loop(Generic[Batch]):
             )
             if distributed.rank() == 0:
                 checkpoint.save_checkpoint(folder / CHECKPOINTS, tensors, progress, kept=self.run_.execution.checkpoints_kept)
+            if phase != "checkpoint":
+                distributed.wait_for_all()  # or the others would wait in the next step, and train
 
 
 class _Pulse:
@@ -347,5 +352,5 @@ def _rates(settings: Training) -> Callable[[int], float]:
         num_training_steps=settings.steps,
     )
     factor: Callable[[int], float] = schedule.lr_lambdas[0]
-    cooldown, steps = settings.cooldown_steps, settings.steps
+    steps, cooldown = settings.steps, round(settings.cooldown * settings.steps)
     return (lambda step: factor(step) * min(1.0, (steps - step) / (cooldown + 1))) if cooldown else factor

@@ -679,7 +679,7 @@ def added_keys():
     trainings = ("base_training", "ofa_training", "baseline_training", "finetuning")
     values = {"loss_reduction": ("mean", "sum"), "timesteps": ("independent", "antithetic"), "loss_weighting": ("uniform", "min_snr")}
     values |= {"augment_probability": (0.0, 0.12), "warmup_images": (0, 1000), "ema_half_life_images": (0, 1000), "ema_ramp": (0.0, 0.05)}
-    values |= {"betas": ([0.9, 0.999], [0.99, 0.99]), "weight_decay": (0.0, 0.03), "cooldown_steps": (0, 1)}
+    values |= {"betas": ([0.9, 0.999], [0.99, 0.99]), "weight_decay": (0.0, 0.03), "cooldown": (0.0, 0.2)}
     known = {f"{section}.{key}": pair for section in trainings for key, pair in values.items()}
     known |= {"pruning.channels": ("in_groups", "averaged"), "pruning.timesteps": (0, 17)}
     known |= {"classifier.sha256": ("", "a" * 64), "base.sha256": ([], ["a" * 64]), "evaluation.sampler": ("ddim", "heun")}
@@ -697,14 +697,15 @@ def added_keys():
 def needed(key):
     """What else must be set for a key to have another value."""
     section, _, leaf = key.partition(".")
-    if leaf == "guidance":
-        return ["data.condition_dropout=0.1"]
+    alone = {
+        "guidance": "data.condition_dropout=0.1",
+        "cooldown": f"{section}.schedule=constant",
+        "warmup_images": f"{section}.warmup_steps=0",
+    }
+    if leaf in alone:
+        return [alone[leaf]]
     if leaf in ("crop", "holds"):
         return ["data.name=folder", "data.folder=somewhere"]
-    if leaf == "cooldown_steps":
-        return [f"{section}.schedule=constant"]
-    if leaf == "warmup_images":
-        return [f"{section}.warmup_steps=0"]
     if leaf == "ema_half_life_images":
         return [f"{section}.ema_decay=0.9999", f"{section}.ema_ramp=0"]
     if leaf == "ema_ramp":
@@ -714,7 +715,7 @@ def needed(key):
 
 SONGS = {path.stem for path in SHIPPED.glob("*.toml") if "[song_unet]" in path.read_text()}
 CURVED = {path.stem for path in SHIPPED.glob("*.toml") if "[curves]" in path.read_text()}  # whose rates may not fall
-UNFIT = {*((name, f"{section}.cooldown_steps") for name in CURVED for section in ("ofa_training", "baseline_training"))}
+UNFIT = {*((name, f"{section}.cooldown") for name in CURVED for section in ("ofa_training", "baseline_training"))}
 CASES = [(path.stem, key) for path in SHIPPED.glob("*.toml") for key in added_keys() if path.stem in SONGS or "augment" not in key]
 CASES = [case for case in CASES if case not in UNFIT]
 

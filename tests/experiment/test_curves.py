@@ -73,6 +73,7 @@ def test_points_are_evenly_spaced_on_a_logarithmic_scale_and_end_with_the_traini
     assert Curves(points=8, span=64).steps(200_000)[-1] == 200_000
     ratios = [later / before for before, later in itertools.pairwise(Curves(points=8, span=64).steps(200_000))]
     assert all(math.isclose(ratio, 64 ** (1 / 7), rel_tol=1e-3) for ratio in ratios)
+    assert Curves(points=8, metric_points=8, span=64).steps(40) == (1, 2, 4, 7, 12, 22, 40)
     assert Curves(points=5, span=1000).steps(3) == (1, 3)  # a training has no point twice, and none before its first step
 
 
@@ -108,7 +109,9 @@ def test_a_record_holds_what_had_been_taken_at_each_point(judged):
     assert joint["metric"]["n_samples"] == 20 and joint["metric"]["sampling_seeds"] == [0]
     assert joint["metric"]["reference"]["n"] == 1700
     assert (joint["validation"]["n"], joint["validation"]["triples"]) == (97, 64)
-    assert not list((judged / "runs").rglob("snapshots")) and not list((judged / "runs").rglob("samples"))
+    kept = list((judged / "runs").rglob("snapshots/*"))
+    assert len(kept) == 4 * 3 and all(path.stat().st_size < 3000 for path in kept)  # what was found, and no weights
+    assert not list((judged / "runs").rglob("samples"))
 
 
 def test_a_point_at_a_constant_rate_is_the_end_of_a_shorter_run(judged):
@@ -172,7 +175,10 @@ def test_a_run_that_is_killed_while_a_point_is_judged_loses_nothing(judged, tmp_
     assert ours["cost"]["phases_device_hours"]["lost"] < 0.1 / 3600  # between the training's end and the manifest
     assert [point["sizes"] for point in ours["curves"]["points"]] == [point["sizes"] for point in theirs["curves"]["points"]]
     assert [point["train_pflop"] for point in ours["curves"]["points"]] == [point["train_pflop"] for point in theirs["curves"]["points"]]
-    assert ours["training"] == theirs["training"] and not (folder / "snapshots").exists()
+    assert ours["training"] == theirs["training"]
+    (tmp_path / "results" / "tiny" / "ofa_joint-seed0.json").unlink()
+    assert run(tmp_path, *CURVES, methods="ofa").returncode == 0  # a record that is lost is made again without training
+    assert records(tmp_path)["ofa_joint-seed0"]["curves"] == ours["curves"]
 
 
 @pytest.mark.slow
@@ -197,7 +203,7 @@ def test_a_damaged_snapshot_is_refused_by_name(judged, tmp_path):
 def test_a_branch_is_the_end_of_a_run_whose_rate_falls(judged, tmp_path):
     branched = run(tmp_path / "branched", *CURVES, "curves.cooldown=0.5", methods="diff_pruning")
     assert branched.returncode == 0, branched.stderr
-    steps, falling = "baseline_training.steps=6", "baseline_training.cooldown_steps=2"
+    steps, falling = "baseline_training.steps=6", "baseline_training.cooldown=0.34"
     alone = run(tmp_path / "alone", *HELD_OUT, steps, falling, methods="diff_pruning")
     assert alone.returncode == 0, alone.stderr
     found = records(tmp_path / "branched")["diff_pruning-0.5-seed0"]
@@ -216,8 +222,34 @@ def test_a_branch_is_the_end_of_a_run_whose_rate_falls(judged, tmp_path):
     assert not list((tmp_path / "branched" / "runs").rglob("branches"))
 
 
+CUT = """
+import sys
+import repro
+from repro.experiment import curves
+load = curves.load_newest
+def looked(folder, *rest):
+    for path in folder.glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-9])
+    return load(folder, *rest)
+curves.load_newest = looked
+from repro.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_branch_that_cannot_go_on_from_its_point_does_not_begin_anew(tmp_path):
+    arguments = [str(word) for word in words(*CURVES, "curves.cooldown=0.5", methods="diff_pruning")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", CUT, *arguments], check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert re.search(r"step-000000001: no whole state to go on from; delete the folder .*diff_pruning-1-seed0 and run", done.stderr)
+
+
 def test_a_falling_rate_ends_just_above_nothing():
-    rates = _rates(Training(steps=10, batch_size=1, learning_rate=1.0, warmup_steps=2, cooldown_steps=4))
+    rates = _rates(Training(steps=10, batch_size=1, learning_rate=1.0, warmup_steps=2, cooldown=0.4))
     assert [rates(step) for step in range(10)] == pytest.approx([0, 0.5, 1, 1, 1, 1, 4 / 5, 3 / 5, 2 / 5, 1 / 5])
 
 
@@ -225,14 +257,14 @@ def test_a_falling_rate_ends_just_above_nothing():
     ("settings", "said"),
     [
         ([*CURVES, "ofa_training.schedule=cosine"], r"ofa_training.schedule: must be 'constant'.* is not the end of a shorter run"),
-        ([*CURVES, "baseline_training.cooldown_steps=2"], r"baseline_training.cooldown_steps: must be 'constant', without a cool-down"),
+        ([*CURVES, "baseline_training.cooldown=0.34"], r"baseline_training.cooldown: must be 0 where there are"),
         ([*CURVES, "curves.points=1"], r"curves.points: must lie in \[2, 64\]"),
         ([*CURVES, "curves.span=1"], r"curves.span: must be more than 1"),
         ([*CURVES, "curves.metric_points=4"], r"curves.metric_points: must lie in \[0, 3\]"),
         ([*CURVES, "curves.cooldown=1.5"], r"curves.cooldown: must lie in \[0, 1\]"),
         ([*CURVES, "curves.sample=3"], r"unknown key 'curves.sample'; did you mean 'curves.samples'"),
-        (["ofa_training.schedule=cosine", "ofa_training.cooldown_steps=2"], r"cooldown_steps: goes with schedule = 'constant'"),
-        (["ofa_training.cooldown_steps=8"], r"cooldown_steps: must be fewer than all 8 steps"),
+        (["ofa_training.schedule=cosine", "ofa_training.cooldown=0.34"], r"cooldown: goes with schedule = 'constant'"),
+        (["ofa_training.cooldown=1.0"], r"ofa_training.cooldown: must lie in \[0, 1\)"),
     ],
 )
 def test_settings_that_make_no_curve_are_refused_by_name(settings, said):

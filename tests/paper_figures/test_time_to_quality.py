@@ -190,6 +190,67 @@ def test_curves_of_other_scales_are_not_compared():
         time_to_quality(Grid(records))
 
 
+def flat(scale):
+    return lambda size, n: power(scale, 0.5)(n)
+
+
+def test_a_method_with_fewer_seeds_is_held_against_the_same_seeds_and_its_scale_is_looked_at():
+    records = [*experiment(flat(8), flat(4)), curve_record("scratch", 0.5, 0, flat(6))]
+    table = time_to_quality(Grid(records)).set_index(["size", "method"])
+    assert (table.loc[(0.5, "scratch"), "n_seeds"], table.loc[(0.5, "ofa"), "n_seeds"]) == (1, 3)
+    records[-1]["curves"]["metric"]["n_samples"] = 999
+    with pytest.raises(IncomparableError, match="the curves of scratch and diff_pruning differ in samples"):
+        time_to_quality(Grid(records))
+
+
+def test_curves_of_other_bases_are_not_compared():
+    records = experiment(flat(8), flat(4))
+    for record in records:
+        record["base"] = {"sha256": ("a" if record["cell"]["method"] == "ofa_joint" else "b") * 64}
+    with pytest.raises(IncomparableError, match="at seed 0 the curves of ofa and diff_pruning differ in base"):
+        time_to_quality(Grid(records))
+
+
+def test_hours_of_another_machine_are_blank_and_images_are_not(tmp_path):
+    records = experiment(flat(8), flat(4))
+    for record in records:
+        record["cost"]["device_name"] = "H100" if record["cell"]["method"] == "ofa_joint" else record["cost"]["device_name"]
+    grid = Grid(records)
+    table = time_to_quality(grid)
+    row = table.set_index(["size", "method"]).loc[(0.5, "ofa")]
+    assert pd.isna(row["device_hours"]) and "device_hours_ratio" not in table and row["images"] == pytest.approx(8000)
+    assert any(note.startswith("No device-hours: ") for note in printable_time_to_quality(grid, table)[1])
+    text = until_all_text(grid)
+    assert "device-hours: the machines of the device-hours of" in text and re.search(r"PFLOP: OFA > ", text)
+
+
+def test_what_delivers_a_size_must_be_known():
+    scored = make_scores(experiment(flat(8), flat(4)), "diff_pruning", pflop=8e-6)
+    assert verdicts(Grid(scored)).loc["d7", "n_seeds"] == 3
+    without = [record for record in scored if record["cell"]["name"] != "diff_pruning_scores-seed1"]
+    grid = Grid(without)
+    assert verdicts(grid).loc["d7", "n_seeds"] == 2  # nothing is taken to cost nothing
+    notes = printable_time_to_quality(grid, time_to_quality(grid))[1]
+    assert any(note.startswith("diff_pruning-0.5-seed1 is left out") for note in notes)
+
+
+def test_a_size_that_a_seed_lacks_costs_that_seed_and_no_size():
+    records = [record for record in experiment(flat(8), flat(4)) if record["cell"]["name"] != "diff_pruning-0.5-seed2"]
+    table = time_to_quality(Grid(records)).set_index(["size", "method"])
+    assert (table.loc[(0.5, "ofa"), "n_seeds"], table.loc[(1.0, "ofa"), "n_seeds"]) == (2, 3)
+    assert "at every size (0.5, 1), mean over 2 seeds" in until_all_text(Grid(records))
+    apart = [curve_record("diff_pruning", 1.0, 0, flat(4)), curve_record("diff_pruning", 0.5, 1, flat(4))]
+    assert list(time_to_quality(Grid(apart))["n_seeds"]) == [1, 1]
+
+
+def test_the_joint_run_with_more_seeds_is_looked_at():
+    records = experiment(flat(8), flat(4))
+    longer = curve_record("ofa_joint", None, 0, flat(8), images=(1000, 64000), variant=variant_of("ofa_long"))
+    longer["cell"] |= {"name": "ofa_long_joint-seed0", "method": "ofa_long_joint"}
+    assert Curves(Grid([*records, longer])).longest == "ofa"
+    assert verdicts(Grid([*records, longer])).loc["d7", "n_seeds"] == 3
+
+
 def test_without_curves_there_is_no_table_and_a_line_says_what_to_run():
     with pytest.raises(MissingRecordsError, match="no training was judged on its way; run `nox -s evidence`"):
         time_to_quality(Grid([make_record("ofa", 0.5)]))
@@ -224,17 +285,21 @@ def test_the_command_writes_table_and_figure_and_prints_what_it_takes(tmp_path, 
     assert main(["overhead", "--results", str(folder), "--target", "4"]) == 0
     out = capsys.readouterr().out
     assert re.search(
-        r"To reach fid_classifier 4 at every size, mean over seeds:\n  device-hours: OFA .*, Diff-Pruning .*, ratio 1\.1[23]", out
+        r"To reach fid_classifier 4 at every size \(0\.5, 1\), mean over 3 seeds:\n  device-hours: OFA .*, Diff-Pruning .*, ratio 1\.1[23]",
+        out,
     )
-    with pytest.raises(SystemExit):
-        main(["overhead", "--results", str(folder), "--target", "0"])
-    assert "--target" in capsys.readouterr().err
-    assert main(["report", "--results", str(folder)]) == 0
+    for wrong in ("0", "many", "inf"):
+        with pytest.raises(SystemExit):
+            main(["overhead", "--results", str(folder), "--target", wrong])
+        assert f"--target: must be a positive number, not '{wrong}'" in capsys.readouterr().err
+    assert main(["report", "--results", str(folder), "--target", "4"]) == 0
     page = (folder / "report.html").read_text()
-    assert 'id="time_to_quality"' in page and "How fast" in page
+    assert 'id="time_to_quality"' in page and "How fast" in page and "Target: 4, as asked for" in page
 
 
-def test_the_figure_has_a_panel_for_each_size():
+def test_the_figure_has_a_panel_for_each_size_and_no_other():
+    three = [curve_record("diff_pruning", size, 0, flat(4)) for size in (1.0, 0.5, 0.25)]
+    assert [axes.axison for axes in draw(Grid(three)).axes[:4]] == [True, True, True, False]
     figure = draw(Grid(experiment(lambda size, n: power(8, 0.5)(n), lambda size, n: power(4, 0.5)(n))))
     assert isinstance(figure, Figure) and [axes.get_title() for axes in figure.axes[:2]] == ["P = 1", "P = 0.5"]
     line = next(line for line in figure.axes[0].lines if line.get_label() == "OFA")
