@@ -409,3 +409,22 @@ def test_table_says_what_it_rests_on(tiny):
 )
 def test_duration_has_a_unit_that_suits_it(hours, text):
     assert duration(hours) == text
+
+
+CURVES = ("data.held_out=97", "curves.points=3", "curves.span=4", "curves.metric_points=2", "curves.samples=20", "curves.triples=64")
+
+
+def test_judging_trainings_on_their_way_is_counted(tmp_path):
+    def rows(*settings):
+        return stages_of(load_config("tests/tiny.toml", list(settings)), tmp_path, names=["ofa"])
+
+    plain, curved, branched = rows(), rows(*CURVES), rows(*CURVES, "curves.cooldown=0.5")
+    added = curved["ofa_joint: curves"]
+    assert curved.keys() - plain.keys() == {"ofa_joint: curves"} and added.kind == "sampling"
+    assert added.images == 2 * 2 * 20  # two sizes at two points
+    nfe = plain["ofa: sampling"].passes / plain["ofa: sampling"].images
+    assert added.passes == added.images * nfe + 2 * 3 * 64  # and the validation loss of both at three points
+    assert curved["features for fid_classifier"].images == plain["features for fid_classifier"].images - 97 + 80
+    extra = branched["ofa_joint: cool-downs"]
+    assert extra.images == round(0.5 * (2 + 4 + 8)) * 16 and extra.kind == "training"
+    assert extra.pflop == pytest.approx(branched["ofa_joint: training"].pflop * 7 / 8)
