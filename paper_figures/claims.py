@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -152,44 +152,32 @@ def _balance(key: str, says: str, other: str, measure: str) -> Claim:
 
 def _sooner(key: str, says: str, method: str, reference: str, measure: str) -> Claim:
     """Returns a claim that a method takes fewer images to what a reference comes to in the end."""
-
-    def bounds(grid: Grid) -> list[Bounded]:
-        return Curves(grid).to_last_of(method, reference, "images")
-
-    return Claim(
-        key=key,
-        says=says,
-        measure=measure,
-        values=lambda grid: [found.observed for found in bounds(grid)],
-        scale=math.exp,
-        side="below",
-        boundary=1.0,
-        unit="x",
-        cells=lambda grid: Curves(grid).cells(method, reference),
-        reads="curves.points",
-        bounds=bounds,
+    claim = _time(
+        key, says, measure, lambda curves: curves.to_last_of(method, reference, "images"), lambda curves: curves.cells(method, reference)
     )
+    return replace(claim, side="below")
 
 
 def _saved(key: str, says: str, currency: str, measure: str) -> Claim:
     """Returns a claim that one run takes less until all sizes are as good as independent runs than these take."""
+    claim = _time(key, says, measure, lambda curves: curves.saved(currency), Curves.compared_with_independent)
+    return replace(claim, side="above", in_hours=currency == "device_hours")
 
-    def bounds(grid: Grid) -> list[Bounded]:
-        return Curves(grid).saved(currency)
 
+def _time(key: str, says: str, measure: str, found: Callable[[Curves], list[Bounded]], cells: Callable[[Curves], list[Cell]]) -> Claim:
+    """Returns a claim about a ratio of what trainings took to a quality, of which bounds may be all that is known."""
     return Claim(
         key=key,
         says=says,
         measure=measure,
-        values=lambda grid: [found.observed for found in bounds(grid)],
+        values=lambda grid: [each.observed for each in found(Curves(grid))],
         scale=math.exp,
-        side="above",
+        side="below",
         boundary=1.0,
         unit="x",
-        cells=lambda grid: Curves(grid).compared_with_independent(),
+        cells=lambda grid: cells(Curves(grid)),
         reads="curves.points",
-        bounds=bounds,
-        in_hours=currency == "device_hours",
+        bounds=lambda grid: found(Curves(grid)),
     )
 
 

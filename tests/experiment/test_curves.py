@@ -52,20 +52,20 @@ def weights(folder):
     return {path.parts[-4]: safetensors.torch.load(path.read_bytes()) for path in files}
 
 
-@pytest.fixture(scope="module")
-def judged(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("judged")
-    done = run(folder, *CURVES)
+def made(folder, *settings):
+    done = run(folder, *settings)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("judged"), *CURVES)
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("plain")
-    done = run(folder, *HELD_OUT)
-    assert done.returncode == 0, done.stderr
-    return folder
+    return made(tmp_path_factory.mktemp("plain"), *HELD_OUT)
 
 
 def test_points_are_evenly_spaced_on_a_logarithmic_scale_and_end_with_the_training():
