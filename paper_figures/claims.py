@@ -152,10 +152,9 @@ def _balance(key: str, says: str, other: str, measure: str) -> Claim:
 
 def _sooner(key: str, says: str, method: str, reference: str, measure: str) -> Claim:
     """Returns a claim that a method takes fewer images to what a reference comes to in the end."""
-    claim = _time(
+    return _time(
         key, says, measure, lambda curves: curves.to_last_of(method, reference, "images"), lambda curves: curves.cells(method, reference)
     )
-    return replace(claim, side="below")
 
 
 def _saved(key: str, says: str, currency: str, measure: str) -> Claim:
@@ -165,7 +164,7 @@ def _saved(key: str, says: str, currency: str, measure: str) -> Claim:
 
 
 def _time(key: str, says: str, measure: str, found: Callable[[Curves], list[Bounded]], cells: Callable[[Curves], list[Cell]]) -> Claim:
-    """Returns a claim about a ratio of what trainings took to a quality, of which bounds may be all that is known."""
+    """Returns a claim that a ratio of what trainings took to a quality is below 1; bounds may be all that is known of it."""
     return Claim(
         key=key,
         says=says,

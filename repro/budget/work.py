@@ -60,11 +60,7 @@ def stages(experiment: Experiment, cells: list[Cell], *, afresh: bool = False) -
         on_the_way += curves[-1].images if curves else 0
         rows += curves
     judged = [cell for cell in cells if experiment.method_of(cell).judged]
-    rows += [
-        _extractor(experiment, judged),
-        _features(experiment, judged, on_the_way),
-        _other(cells, whole),
-    ]
+    rows += [_extractor(experiment, judged), _features(experiment, judged, on_the_way), _other(cells, whole)]
     return [row for row in rows if row.images or row.pflop or row.seconds or row.kept_gb]
 
 

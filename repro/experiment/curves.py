@@ -168,6 +168,4 @@ def cool_down(module: nn.Module, run: Run[Any], settings: Training, share: float
         if distributed.rank() == 0:
             snapshots.keep(run.folder, step, run.identity, run.inputs, dict(module.named_parameters()), about)
         distributed.wait_for_all()
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            parameter.copy_(ended[name])
+    snapshots.put_weights(module, ended)

@@ -1,4 +1,4 @@
-"""Snapshots: the average of a run's weights at some steps, small files beside its checkpoints, kept until they have been judged."""
+"""Snapshots: the average of a run's weights at some steps, beside its checkpoints; once judged, what was found takes their place."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -125,7 +125,7 @@ def test_a_point_at_a_constant_rate_is_the_end_of_a_shorter_run(judged):
 def test_the_last_point_is_the_network_that_is_delivered_on_images_that_nothing_was_trained_on(judged):
     config = load_config(str(TINY), list(CURVES))
     images = load_images(config.data, (1, 8, 8), Places())
-    held_out, batches = images.test, None
+    held_out = images.test
     whole = {bytes(image.numpy().tobytes()) for image in digits().pixels}
     ours = [image.numpy().tobytes() for image in images.pixels]
     assert (len(images), len(held_out)) == (1700, 97) and {*ours, *(image.numpy().tobytes() for image in held_out.pixels)} == whole
