@@ -53,6 +53,15 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Opinion:
+    """What a further metric finds of the samples that a cell is judged by."""
+
+    metric: str
+    scale: Conditions
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Variant:
     """What an ablation changes of another method."""
 
@@ -91,6 +100,7 @@ class Cell:
     scale: Conditions | None
     n_samples: int | None
     values: tuple[float, ...]
+    also: tuple[Opinion, ...]
     strip: Strip | None
     latencies: tuple[Latency, ...]
     curve: tuple[tuple[float, float], ...]  # (step, mean loss since the point before)
@@ -101,6 +111,11 @@ class Cell:
     def done(self) -> bool:
         """Whether the cell ended well."""
         return self.failure is None
+
+    @property
+    def scales(self) -> tuple[Conditions | None, ...]:
+        """The scale of its quality, and of what further metrics find."""
+        return (self.scale, *(other.scale for other in self.also))
 
     @property
     def own(self) -> bool:
@@ -144,6 +159,30 @@ def cells_of(records: Iterable[Record]) -> list[Cell]:
     return sorted(_with_machines_told(cells), key=lambda cell: (sort_key(cell.method, cell.size), cell.seed, cell.name))
 
 
+def second_opinions(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Returns the records as each of their further metrics judges them: `quality.also` has its values, of the same samples.
+
+    A record that a metric has not judged has no quality then; curves have none but their losses.
+    """
+    names = sorted({other["metric"] for record in records for other in (record.get("quality") or {}).get("also") or ()})
+    return {name: [_judged_by(record, name) for record in records] for name in names}
+
+
+def _judged_by(record: Record, metric: str) -> Record:
+    quality = record.get("quality") or {}
+    other = next((other for other in quality.get("also") or () if other["metric"] == metric), None)
+    return {**record, "quality": _in_place_of(quality, other) if other else None, "curves": None}
+
+
+def _in_place_of(quality: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a quality as a further metric states it, which shares the samples and the reference."""
+    return {key: value for key, value in quality.items() if key not in ("also", "kid", "extractor", "tool")} | dict(other)
+
+
+def _opinion(quality: Mapping[str, Any], other: Mapping[str, Any]) -> Opinion:
+    return Opinion(metric=str(other["metric"]), scale=scale_of(_in_place_of(quality, other)), values=_values(other["values"]))
+
+
 def _cell(record: Record) -> Cell:
     cell, size, cost = record["cell"], record.get("size") or {}, record.get("cost") or {}
     training, quality = record.get("training") or {}, record.get("quality") or {}
@@ -172,6 +211,7 @@ def _cell(record: Record) -> Cell:
         scale=scale_of(quality) if quality else None,
         n_samples=int(quality["n_samples"]) if quality else None,
         values=_values(quality["values"]) if quality else (),
+        also=tuple(_opinion(quality, other) for other in quality.get("also") or ()),
         strip=_strip(record["samples"], name) if record.get("samples") else None,
         latencies=tuple(_latency(entry) for entry in record.get("latency") or ()),
         curve=tuple((float(step), float(_number(loss) or 0.0)) for step, loss in training.get("curve") or ()),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from paper_figures.cells import Cell, MissingRecordsError
+from paper_figures.cells import Cell, MissingRecordsError, second_opinions
 from paper_figures.claims import NO_RECORDS, claims_table, compute_is_off
 from paper_figures.comparable import Conditions, IncomparableError
 from paper_figures.evidence import Grid, interval, percent
@@ -145,13 +145,18 @@ def _judged_claims(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
 
 
 def side_by_side_text(experiments: Sequence[Sequence[Record]]) -> str:
-    """Returns the verdicts of several experiments on each claim, a column each: what carries over from one to the other."""
-    titles, tables = [], []
+    """Returns the verdicts of several experiments on each claim, a column each: what carries over from one to the other.
+
+    Where the samples were judged by a further metric, its verdicts have a column of their own.
+    """
+    titles: list[str] = []
+    tables: list[pd.DataFrame] = []
     for records in experiments:
-        grid = Grid(records)
-        if grid.variants():
-            titles.append(str(records[0]["experiment"]))
-            tables.append(claims_table(grid))
+        if Grid(records).variants():
+            name = str(records[0]["experiment"])
+            judged = {name: records} | {f"{name}, {metric}": again for metric, again in second_opinions(records).items()}
+            titles += judged
+            tables += [claims_table(Grid(each)) for each in judged.values()]
     if len(tables) < 2:
         return ""
     recorded = pd.concat([table["verdict"] != NO_RECORDS for table in tables], axis=1).any(axis=1)

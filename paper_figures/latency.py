@@ -22,11 +22,11 @@ class LatencyRow:
 
 def latency_rows(cells: Sequence[Cell]) -> list[LatencyRow]:
     """Returns one row per (method, size), without ablations, in the order of the cells; devices, threads and precisions are never mixed."""
-    groups: dict[tuple[str, float | None, str, Conditions | None], list[Cell]] = {}
+    groups: dict[tuple[str, float | None, str, tuple[Conditions | None, ...]], list[Cell]] = {}
     for cell in cells:
         if cell.done and cell.own:
             for device in sorted({latency.device for latency in cell.latencies}):
-                groups.setdefault((cell.method, cell.size, device, cell.scale), []).append(cell)
+                groups.setdefault((cell.method, cell.size, device, cell.scales), []).append(cell)
     return [LatencyRow(row=_row(group, key[2]), cells=tuple(group)) for key, group in groups.items()]
 
 

@@ -23,7 +23,7 @@ WHOLE = ("params", "macs", "macs_torch_pruning", "n_values", "n_samples", "n_see
 TEXT = ("method", "device", "busy_machine", "spread_over", "scale", "note")
 
 Row = dict[str, Any]
-Key = tuple[str, float | None, str, str, Conditions | None]
+Key = tuple[str, float | None, str, str, tuple[Conditions | None, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,9 @@ def results_table(records: Iterable[Record]) -> pd.DataFrame:
         ReproError: A record is malformed.
     """
     cells = cells_of(records)
-    return _framed([made.row for made in result_rows(cells)], sorted({cell.metric for cell in cells if cell.metric and cell.done}))
+    done = [cell for cell in cells if cell.done]
+    metrics = [*sorted({cell.metric for cell in done if cell.metric}), *sorted({other.metric for cell in done for other in cell.also})]
+    return _framed([made.row for made in result_rows(cells)], list(dict.fromkeys(metrics)))
 
 
 def result_rows(cells: Sequence[Cell]) -> list[ResultRow]:
@@ -104,7 +106,7 @@ def scale_note(scale: Conditions, most: Conditions) -> str:
 
 def _key(cell: Cell) -> Key:
     """Returns the key that the cells of a row share; real images and noise cost nothing, so their device is none."""
-    return cell.method, cell.size, "" if cell.method in REAL_OR_NOISE else cell.device, cell.trained_on, cell.scale
+    return cell.method, cell.size, "" if cell.method in REAL_OR_NOISE else cell.device, cell.trained_on, cell.scales
 
 
 def _order(made: ResultRow) -> tuple[tuple[int, str, float], str, str, str]:
@@ -208,13 +210,18 @@ def quality_of(group: Sequence[Cell]) -> Row:
     metric = group[0].metric
     if metric is None or not per_seed:
         return {}
-    means = [statistics.fmean(values) for values in per_seed]
-    spread = means if len(means) > 1 else per_seed[0]
-    row: Row = {metric: statistics.fmean(means), "n_values": sum(map(len, per_seed)), "n_samples": group[0].n_samples, "spread_over": ""}
-    row["scale"] = str(group[0].scale)
-    if len(spread) > 1:
-        row[f"{metric}_std_error"] = statistics.stdev(spread) / math.sqrt(len(spread))
-        row["spread_over"] = "seeds" if len(means) > 1 else "sampling seeds"
+    row: Row = {"n_values": sum(map(len, per_seed)), "n_samples": group[0].n_samples, "spread_over": "", "scale": str(group[0].scale)}
+    further: dict[str, list[tuple[float, ...]]] = {}
+    for cell in group:
+        for other in cell.also:
+            further.setdefault(other.metric, []).append(other.values)
+    for name, values in ({metric: per_seed} | further).items():
+        means = [statistics.fmean(each) for each in values]
+        spread = means if len(means) > 1 else values[0]
+        row[name] = statistics.fmean(means)
+        if len(spread) > 1:
+            row[f"{name}_std_error"] = statistics.stdev(spread) / math.sqrt(len(spread))
+            row["spread_over"] = "seeds" if len(means) > 1 else "sampling seeds"
     return row
 
 

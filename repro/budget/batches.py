@@ -24,7 +24,7 @@ def check_batches(experiment: Experiment, cells: Sequence[Cell], ranks: int) -> 
         section = experiment.method_of(cell).budget(config)
         if section and not is_made(experiment, cell):
             in_play.append((section, getattr(config, section).batch_size))
-    if section := experiment.metric.section:
+    for section in filter(None, (metric.section for metric in experiment.metrics)):
         in_play.append((section, getattr(experiment.config, section).batch_size))
     for section, batch_size in in_play:
         if batch_size % ranks:

@@ -138,7 +138,8 @@ def _check_images(experiment: Experiment, cells: list[Cell]) -> None:
     if judged:
         config, images = experiment.config, experiment.images
         evaluate.check_images(config.evaluation, images, halved=any(cell.method == "floor" for cell in judged))
-        experiment.metric.check_images(images, config)
+        for metric in experiment.metrics:
+            metric.check_images(images, config)
 
 
 def _check_weights(experiment: Experiment, cells: list[Cell]) -> None:
@@ -149,5 +150,5 @@ def _check_weights(experiment: Experiment, cells: list[Cell]) -> None:
         model = load_pretrained(config, places.cache)
         name = config.base.repository or config.base.folder or config.base.file
         say(f"base: {name}, {count_params(model.parameters()):,} parameters, {config.base.weights} weights")
-    if weights := experiment.metric.check_weights(places):
+    for weights in filter(None, (metric.check_weights(places) for metric in experiment.metrics)):
         say(f"features: {weights}")

@@ -15,6 +15,7 @@ from repro.experiment.artefacts import is_made
 from repro.experiment.cells import Cell, Experiment, base_cell, state_of
 from repro.experiment.stage import CHECKPOINT_TENSORS, GB, Costs, Stage, base_macs, training_stage, weights_gb
 from repro.methods.plan import equal_importance
+from repro.metrics.metric import Metric
 from repro.models.cost import count_params
 from repro.models.denoiser import meta_base
 from repro.ofa.allocation import make_plan
@@ -60,7 +61,10 @@ def stages(experiment: Experiment, cells: list[Cell], *, afresh: bool = False) -
         on_the_way += curves[-1].images if curves else 0
         rows += curves
     judged = [cell for cell in cells if experiment.method_of(cell).judged]
-    rows += [_extractor(experiment, judged), _features(experiment, judged, on_the_way), _other(cells, whole)]
+    for metric in experiment.metrics:
+        rows += [_extractor(experiment, metric, judged), _features(experiment, metric, judged, on_the_way)]
+        on_the_way = 0  # is judged by the first alone
+    rows += [_other(cells, whole)]
     return [row for row in rows if row.images or row.pflop or row.seconds or row.kept_gb]
 
 
@@ -103,7 +107,7 @@ def _downloads(experiment: Experiment, cells: list[Cell], costs: Costs) -> Stage
     config, places = experiment.config, experiment.places
     data = config.data.name == "cifar10" and places.data_root is None and not (places.cache / "data" / "cifar-10-python.tar.gz").exists()
     base = config.base.source == "hub" and base_cell(config, 0) in cells and not (places.cache / "hub").exists()
-    gb = CIFAR10_GB * data + experiment.metric.download_bytes(places) / GB + base * 4 * costs.params[1.0] / GB
+    gb = CIFAR10_GB * data + sum(metric.download_bytes(places) for metric in experiment.metrics) / GB + base * 4 * costs.params[1.0] / GB
     if config.data.name == "folder":
         gb += undecoded_bytes(_read_images(experiment), experiment.image_shape, places.cache / "data") / GB
     return Stage(name="data and weights", kind="other", kept_gb=gb, in_cache=True)
@@ -149,21 +153,19 @@ def _curves(experiment: Experiment, cells: list[Cell], costs: Costs) -> list[Sta
     return [dataclasses.replace(training_stage(experiment, cells, costs, branches), name=f"{name}: cool-downs", kept_gb=0.0), judged]
 
 
-def _extractor(experiment: Experiment, judged: list[Cell]) -> Stage:
-    """The training of the metric's feature extractor, where it has to be trained."""
-    metric = experiment.metric
+def _extractor(experiment: Experiment, metric: Metric, judged: list[Cell]) -> Stage:
+    """The training of a metric's feature extractor, where it has to be trained."""
     images, flop = metric.training(experiment.image_shape, experiment.config) if judged else (0, 0.0)
     return Stage(name=f"{metric.section or metric.name}: training", kind="features", images=images, pflop=flop / 1e15)
 
 
-def _features(experiment: Experiment, judged: list[Cell], on_the_way: int) -> Stage:
+def _features(experiment: Experiment, metric: Metric, judged: list[Cell], on_the_way: int) -> Stage:
     """Every set that is judged, the images on the way of trainings, and the reference once, which is kept."""
     settings = experiment.config.evaluation
     reference = min(settings.reference_images or training_images(experiment), training_images(experiment))
     each = settings.samples * len(settings.sampling_seeds)
     own = [experiment.method_of(cell).pixels for cell in judged]
     images = (reference if judged else 0) + sum(each if pixels is None else pixels(settings, reference) for pixels in own) + on_the_way
-    metric = experiment.metric
     kept = 4 * reference * metric.cached_width / GB
     pflop = metric.flop(experiment.image_shape, experiment.config) * images / 1e15
     return Stage(name=f"features for {metric.name}", kind="features", images=images, pflop=pflop, kept_gb=kept, in_cache=True)

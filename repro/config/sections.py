@@ -51,7 +51,7 @@ class Data:
     Attributes:
         name: The data set.
         folder: Of `folder`: where the images lie; each direct sub-folder is one label, unless a `dataset.json` tells the labels.
-        sha256: The hash that the training pixels must have, uint8 [N, H, W, C]; empty takes the official set and no other.
+        sha256: The hash that the training pixels must have as they are read, uint8 [N, H, W, C]; empty takes the official set and no other.
         space: What the network sees of an image: `pixels`, or a script's own.
         condition: What else it is given: `none`, `class_labels`, or a script's own.
         condition_dropout: How often training leaves that out, for classifier-free guidance.
@@ -60,6 +60,8 @@ class Data:
         holds: Of `folder`: the published data set that lies there, `celeba`, `ffhq` or `imagenet`. Its number of images is then checked,
             its training images are taken, and its published figures stand beside the results. Empty takes any images.
         held_out: How many images of a set without a test split are kept apart: never trained on, nor part of the reference.
+        downsampling: Of `digits` and `cifar10`: so many pixels along each side become one, their mean; 1 leaves the images as they are. A
+            folder's are resized to the network's size as it is.
     """
 
     name: str = "digits"
@@ -71,6 +73,7 @@ class Data:
     crop: tuple[int, ...] = added(())
     holds: str = added("")
     held_out: int = added(0)
+    downsampling: int = added(1)
 
     def __post_init__(self) -> None:
         one_of("name", self.name, DATA_SETS)
@@ -85,11 +88,14 @@ class Data:
         check("sha256", not self.sha256 or is_sha256(self.sha256), "must be 64 hexadecimal digits")
         check("condition_dropout", 0 <= self.condition_dropout < 1, "must lie in [0, 1)")
         not_negative("held_out", self.held_out, MOST_STEPS)
+        check("downsampling", self.downsampling in (1, 2, 4), "must be 1, 2 or 4")
+        check("downsampling", self.downsampling == 1 or not is_folder, "a folder's images are resized to the network's size; leave it out")
 
     @property
     def known_as(self) -> str:
         """The name of the images in records and among published figures."""
-        return self.holds or self.name
+        name = self.holds or self.name
+        return name if self.downsampling == 1 else f"{name}-downsampled-{self.downsampling}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,6 +392,7 @@ class Evaluation:
         churn_range: S_min and S_max, the noise levels at which that is done.
         churn_noise: S_noise, the standard deviation of that noise.
         guidance: The scale of classifier-free guidance; 1 has none, and any other evaluates the network twice as often.
+        also: Other metrics, of the same samples: a second opinion.
     """
 
     metric: str = "fid_classifier"
@@ -403,6 +410,7 @@ class Evaluation:
     churn: float = added(0.0)
     churn_range: tuple[float, ...] = added((0.0, 1000.0))
     churn_noise: float = added(1.0)
+    also: tuple[str, ...] = added(())
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, PRECISIONS)
@@ -425,7 +433,8 @@ class Evaluation:
         check("sampling_seeds", bool(self.sampling_seeds), "needs at least one seed")
         for seed in self.sampling_seeds:
             not_negative("sampling_seeds", seed, MOST_SEED)
-        for key in ("sampling_seeds", "latency_batches"):
+        check("also", self.metric not in self.also, f"names {self.metric}, which is evaluation.metric; leave it out")
+        for key in ("sampling_seeds", "latency_batches", "also"):
             check(key, len(set(getattr(self, key))) == len(getattr(self, key)), "names a value twice")
 
 

@@ -57,11 +57,11 @@ def load_images(settings: Data, image_shape: tuple[int, int, int], places: Place
     Raises:
         ReproError: The network takes images of another shape, or the set is missing, damaged, or not the one that the configuration names.
     """
-    shape = SHAPES.get(settings.name, image_shape)
-    if shape != image_shape:
-        channels, size, _ = shape
+    channels, *sides = SHAPES.get(settings.name, image_shape)
+    size = sides[0] // settings.downsampling
+    if (channels, size, size) != image_shape:
         raise ReproError(
-            f"network.sample_size, network.channels: {settings.name} needs {size} and {channels}, "
+            f"network.sample_size, network.channels: {settings.known_as} needs {size} and {channels}, "
             f"not {image_shape[1]} and {image_shape[0]}; change these, or data.name"
         )
     if places.data_root and settings.name != "cifar10":
@@ -72,7 +72,27 @@ def load_images(settings: Data, image_shape: tuple[int, int, int], places: Place
         images = digits() if settings.name == "digits" else cifar10(places, copy_allowed=bool(settings.sha256))
     if settings.sha256 not in ("", images.sha256):
         raise ReproError(f"data.sha256: the training pixels of {settings.name} have {images.sha256}; name that, or other images")
+    if settings.downsampling > 1:
+        images = downsampled(images, settings.downsampling, settings.known_as)
     return _parted(images, settings.held_out) if settings.held_out else images
+
+
+def downsampled(images: Images, factor: int, name: str) -> Images:
+    """Returns a set whose pixels are each the mean of a block of the original's, rounded to the nearest level, halves up.
+
+    This is area averaging (a box filter), in whole numbers, so it is the same on every machine.
+
+    Args:
+        images: The set, [N, C, H, W].
+        factor: Pixels along each side of a block; H and W are multiples of it.
+        name: What the smaller set is called.
+    """
+    count, channels, height, width = images.pixels.shape
+    blocks = images.pixels.reshape(count, channels, height // factor, factor, width // factor, factor)
+    sums = blocks.sum(dim=(3, 5), dtype=torch.int32)
+    pixels = ((2 * sums + factor**2) // (2 * factor**2)).to(torch.uint8)
+    test = None if images.test is None else downsampled(images.test, factor, f"{name}-test")
+    return replace(images, name=name, pixels=pixels, sha256=_sha256(pixels), test=test)
 
 
 def _parted(images: Images, held_out: int) -> Images:
@@ -92,8 +112,12 @@ def _parted(images: Images, held_out: int) -> Images:
 
 def _part(images: Images, name: str, indices: Tensor) -> Images:
     pixels = images.pixels[indices].contiguous()
-    sha256 = sha256_of_pixels(pixels.permute(0, 2, 3, 1).contiguous().numpy())
-    return replace(images, name=name, pixels=pixels, labels=images.labels[indices], sha256=sha256)
+    return replace(images, name=name, pixels=pixels, labels=images.labels[indices], sha256=_sha256(pixels))
+
+
+def _sha256(pixels: Tensor) -> str:
+    """Returns the hash of pixels [N, C, H, W], taken in [N, H, W, C] order."""
+    return sha256_of_pixels(pixels.permute(0, 2, 3, 1).contiguous().numpy())
 
 
 def digits() -> Images:

@@ -242,6 +242,11 @@ class Experiment:
         return self.parts.metric(self.config.evaluation.metric)
 
     @property
+    def metrics(self) -> "tuple[Metric, ...]":
+        """That one first, then those of `evaluation.also`."""
+        return (self.metric, *map(self.parts.metric, self.config.evaluation.also))
+
+    @property
     def sampler(self) -> "Sampler":
         """What draws the images that are judged."""
         return self.parts.sampler(self.config.evaluation.sampler)

@@ -127,7 +127,7 @@ def _quality(experiment: Experiment, network: nn.Module, cell: Cell, digest: str
     fewer = {"evaluation.samples": curves.samples, "evaluation.sampling_seeds": settings.sampling_seeds[:1]}
     this = dataclasses.replace(experiment, config=changed(experiment.config, fewer))
     sets = evaluate.draw_samples(this, network, cell, f"{digest} {of}", report, of=of)
-    return evaluate.judge(this, sets, this.images.pixels, report, sampled=True, kernel=False)
+    return evaluate.judge(this, sets, this.images.pixels, report, sampled=True, further=False)
 
 
 def folder_of_branch(experiment: Experiment, cell: Cell, step: int) -> Path:

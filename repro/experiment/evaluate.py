@@ -19,7 +19,7 @@ from repro.experiment.cells import Cell, Experiment
 from repro.files.sealed import DamagedError, read_sealed, write_sealed
 from repro.files.writing import write_atomically
 from repro.metrics.fid import KID_SUBSETS, kernel_distance
-from repro.metrics.metric import Context
+from repro.metrics.metric import Context, Metric
 from repro.models.memory import sampling_batch
 from repro.runtime import distributed
 from repro.runtime.gpu import copied
@@ -128,17 +128,39 @@ def check_images(settings: Evaluation, images: Images, *, halved: bool) -> None:
 
 
 def judge(
-    experiment: Experiment, sets: list[Tensor], reference: Tensor, report: CellProgress, *, sampled: bool, kernel: bool = True
+    experiment: Experiment, sets: list[Tensor], reference: Tensor, report: CellProgress, *, sampled: bool, further: bool = True
 ) -> dict[str, Any]:
     """Returns what a record says of quality: the metric of each set of images, and all that its value depends on.
 
     Every rank must call this, since they share the images; the distances are computed on the first, and the others get nothing. The kernel
-    distance beside an Inception metric is left out where it is not asked for.
+    distance beside an Inception metric and the metrics of `evaluation.also` are left out where they are not asked for.
     """
-    settings, images, metric = experiment.config.evaluation, experiment.images, experiment.metric
+    settings, images = experiment.config.evaluation, experiment.images
+    reference = reference[: settings.reference_images or None]
+    found = _measured(experiment, experiment.metric, sets, reference, report, kernel=further)
+    others = [_measured(experiment, metric, sets, reference, report, kernel=False) for metric in experiment.metrics[1:] if further]
+    if distributed.rank() > 0:
+        return {}
+    listed = {"files_sha256": images.files_sha256} if images.files_sha256 else {}
+    kid = found.pop("kid", None)
+    quality = found | {
+        "n_samples": len(sets[0]),
+        "reference": {"name": images.name, "n": len(reference), "sha256": images.sha256} | listed,
+        "sampler": about_sampler(experiment.sampler, settings, experiment.formulation) if sampled else None,
+        "sampling_seeds": list(settings.sampling_seeds) if sampled else list(range(len(sets))),
+    }
+    if sampled and experiment.condition.name != "none":
+        quality["condition"] = {"name": experiment.condition.name} | experiment.condition.about(images)
+    return quality | ({"kid": kid} if kid else {}) | ({"also": others} if others else {})
+
+
+def _measured(
+    experiment: Experiment, metric: Metric, sets: list[Tensor], reference: Tensor, report: CellProgress, *, kernel: bool
+) -> dict[str, Any]:
+    """Returns the values of one metric, and its extractor; nothing but on the first rank."""
+    images = experiment.images
     report.stage(metric.section or "weights")
     layer = metric.layer(Context(config=experiment.config, images=images, places=experiment.places, runs=experiment.runs), report)
-    reference = reference[: settings.reference_images or None]
     report.stage("reference features", 1)
     of_training = torch.equal(reference, images.pixels[: len(reference)])
     expected = layer.reference_features(reference, images.sha256, report) if of_training else layer.features(reference, report)
@@ -154,23 +176,10 @@ def judge(
             kernels.append(kernel_distance(features, expected))
     if distributed.rank() > 0:
         return {}
-    listed = {"files_sha256": images.files_sha256} if images.files_sha256 else {}
-    quality = {
-        "metric": metric.name,
-        "tool": metric.tool,
-        "extractor": layer.about,
-        "n_samples": len(sets[0]),
-        "reference": {"name": images.name, "n": len(reference), "sha256": images.sha256} | listed,
-        "sampler": about_sampler(experiment.sampler, settings, experiment.formulation) if sampled else None,
-        "mean": statistics.fmean(values),
-        "values": values,
-        "sampling_seeds": list(settings.sampling_seeds) if sampled else list(range(len(values))),
-    }
-    if sampled and experiment.condition.name != "none":
-        quality["condition"] = {"name": experiment.condition.name} | experiment.condition.about(images)
+    found = {"metric": metric.name, "tool": metric.tool, "extractor": layer.about, "mean": statistics.fmean(values), "values": values}
     if kernels:
         means, deviations, sizes = zip(*kernels, strict=True)
-        quality["kid"] = {
+        found["kid"] = {
             "metric": metric.kernel,
             "mean": statistics.fmean(means),
             "values": list(means),
@@ -178,7 +187,7 @@ def judge(
             "subsets": KID_SUBSETS,
             "subset_size": sizes[0],
         }
-    return quality
+    return found
 
 
 def save_strip(pixels: Tensor, results: Path, cell_name: str) -> dict[str, Any]:

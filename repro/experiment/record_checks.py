@@ -141,7 +141,8 @@ def _status(record: Record) -> Iterator[str]:
 
 def _quality(record: Record) -> Iterator[str]:
     quality = record.get("quality") or {}
-    for key, part in (("quality", quality), ("quality.kid", quality.get("kid") or {})):
+    also = [(f"quality.also ({other['metric']})", other) for other in quality.get("also") or ()]
+    for key, part in (("quality", quality), ("quality.kid", quality.get("kid") or {}), *also):
         if part and not math.isclose(part["mean"], statistics.fmean(part["values"]), rel_tol=CLOSE):
             yield f"has a {key}.mean of {part['mean']:g}, and its values have {statistics.fmean(part['values']):g}"
     seeds, drawn = quality.get("sampling_seeds"), (record["provenance"].get("config") or {}).get("evaluation") or {}
@@ -149,8 +150,9 @@ def _quality(record: Record) -> Iterator[str]:
         for key, asked in (("n_samples", drawn.get("samples")), ("sampling_seeds", drawn.get("sampling_seeds"))):
             if asked is not None and quality.get(key) != asked:
                 yield f"has the {key} {quality.get(key)}, and its configuration asks for {asked}"
-    if seeds is not None and len(seeds) != len(quality["values"]):
-        yield f"has {len(quality['values'])} values of quality for {len(seeds)} sampling seeds"
+    for key, part in (("quality", quality), *also):
+        if seeds is not None and len(seeds) != len(part["values"]):
+            yield f"has {len(part['values'])} values of {key} for {len(seeds)} sampling seeds"
 
 
 def _cost(record: Record) -> Iterator[str]:
@@ -212,6 +214,9 @@ def _provenance(record: Record) -> Iterator[str]:
         evaluation, quality = config.get("evaluation") or {}, record.get("quality")
         if quality and evaluation.get("metric", quality["metric"]) != quality["metric"]:
             yield f"has the metric {quality['metric']}, and its configuration {evaluation['metric']}"
+        also = [other["metric"] for other in (quality or {}).get("also") or ()]
+        if quality and also != evaluation.get("also", []):
+            yield f"has the further metrics {also}, and its configuration {evaluation.get('also', [])}"
     started, ended = provenance.get("started_utc"), provenance.get("ended_utc")
     if started and ended and ended < started:
         yield f"ended at {ended}, before it started at {started}"

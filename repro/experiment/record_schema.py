@@ -103,11 +103,21 @@ class Scale(Struct, kw_only=True):
     reference: Reference | None = None
 
 
+class Opinion(Struct):
+    """What another metric finds of the same samples."""
+
+    metric: Name
+    mean: Positive
+    values: Annotated[list[Positive], Meta(min_length=1)]
+    tool: Text | None = None
+
+
 class Quality(Scale, kw_only=True):
     """The distance between samples and real images."""
 
     mean: Positive
     values: Annotated[list[Positive], Meta(min_length=1)]
+    also: list[Opinion] | None = None
 
 
 class Judged(Struct):

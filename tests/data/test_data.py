@@ -22,7 +22,7 @@ from support.image_files import folder_of, make_batch, noise, python2_pickle, re
 import repro  # noqa: F401  (before torchvision)
 from repro.config import Data
 from repro.data import image_decoding
-from repro.data.images import Images, digits, load_images
+from repro.data.images import Images, digits, downsampled, load_images
 from repro.errors import ReproError, RunError
 from repro.files.places import Places
 
@@ -498,3 +498,35 @@ def test_cache_that_cannot_be_written_is_named(tmp_path):
 def test_a_data_root_that_would_go_unread_is_refused(settings, tmp_path):
     with pytest.raises(ReproError, match=f"--data-root: is for cifar10, not for {settings.name}; leave it out"):
         load_images(settings, (1, 8, 8), Places(cache=tmp_path, data_root=tmp_path))
+
+
+# --- Smaller images
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_downsampled_pixels_are_those_of_pillows_box_filter(factor):
+    whole = digits()
+    smaller = downsampled(whole, factor, "smaller")
+    for pixels, expected in zip(smaller.pixels[:200], whole.pixels[:200], strict=True):
+        reduced = Image.fromarray(expected[0].numpy()).reduce(factor)
+        assert np.array_equal(pixels[0].numpy(), np.asarray(reduced))
+    assert smaller.pixels.shape == (len(whole), 1, 8 // factor, 8 // factor) and smaller.labels.equal(whole.labels)
+
+
+def test_downsampled_cifar10_is_another_set_made_of_checked_images(official, tmp_path):
+    places = Places(data_root=official.unpack(tmp_path / "copy"))
+    whole = load_images(Data(name="cifar10"), CIFAR10_SHAPE, places)
+    half = load_images(Data(name="cifar10", downsampling=2), (3, 16, 16), places)
+    for split, of, name in ((half, whole, "cifar10-downsampled-2"), (half.test, whole.test, "cifar10-downsampled-2-test")):
+        means = of.pixels.double().unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
+        assert (split.pixels - means).abs().max() <= 0.5 and split.name == name
+        assert split.sha256 == hashlib.sha256(split.pixels.permute(0, 2, 3, 1).contiguous().numpy().tobytes()).hexdigest()
+    load_images(Data(name="cifar10", downsampling=2, sha256=whole.sha256), (3, 16, 16), places)
+    assert "data.sha256" in refusal(lambda: load_images(Data(name="cifar10", downsampling=2, sha256=half.sha256), (3, 16, 16), places))
+    line = refusal(lambda: load_images(Data(name="cifar10", downsampling=2), CIFAR10_SHAPE, places))
+    assert "network.sample_size" in line and "cifar10-downsampled-2 needs 16 and 3" in line
+
+
+def test_a_folder_is_not_downsampled_since_it_is_resized():
+    line = refusal(lambda: Data(name="folder", folder="somewhere", downsampling=2))
+    assert "downsampling" in line and "resized" in line

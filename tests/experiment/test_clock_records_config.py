@@ -684,13 +684,14 @@ def added_keys():
     known = {f"{section}.{key}": pair for section in trainings for key, pair in values.items()}
     known |= {"pruning.channels": ("in_groups", "averaged"), "pruning.timesteps": (0, 17)}
     known |= {"classifier.sha256": ("", "a" * 64), "base.sha256": ([], ["a" * 64]), "evaluation.sampler": ("ddim", "heun")}
-    known |= {"data.crop": ([], [0, 0, 8, 8]), "data.holds": ("", "ffhq"), "data.held_out": (0, 7)}
+    known |= {"data.crop": ([], [0, 0, 8, 8]), "data.holds": ("", "ffhq"), "data.held_out": (0, 7), "data.downsampling": (1, 2)}
     known |= {"diffusion.formulation": ("ddpm", "edm"), "data.space": ("pixels", "own"), "data.condition": ("none", "class_labels")}
     known |= {
         "evaluation.churn": (0.0, 40.0),
         "evaluation.churn_range": ([0.0, 1000.0], [0.05, 50.0]),
         "evaluation.churn_noise": (1.0, 1.003),
     }
+    known |= {"evaluation.also": ([], ["fid768"])}
     known |= {"allocation.resampling_units": ("pruned", "whole")}
     return known | {"data.condition_dropout": (0.0, 0.25), "evaluation.guidance": (1.0, 2.0)}
 

@@ -256,6 +256,11 @@ def without(record, *keys):
     return {key: value for key, value in record.items() if key not in keys}
 
 
+def second(*, mean, values=(1.0,)):
+    """What a further metric finds."""
+    return {"metric": "fid768", "mean": mean, "values": list(values)}
+
+
 CONTRADICTIONS = {
     "mean": (lambda r: r["quality"].update(mean=r["quality"]["mean"] * 1.001), "has a quality.mean of"),
     "values": (lambda r: r["quality"].update(values=[9.0, 1e300]), "malformed"),
@@ -278,6 +283,12 @@ CONTRADICTIONS = {
     "strip": (lambda r: r["samples"].update(file="samples/ofa-1-seed0.png"), "names the samples"),
     "seeds": (lambda r: r["quality"].update(sampling_seeds=[0, 1, 2]), "its configuration asks for [0]"),
     "number of values": (lambda r: r["quality"].update(values=2 * r["quality"]["values"]), "has 2 values of quality for 1 sampling seeds"),
+    "second opinion": (
+        lambda r: r["quality"].update(also=[second(mean=1.0)]),
+        "has the further metrics ['fid768'], and its configuration []",
+    ),
+    "its mean": (lambda r: r["quality"].update(also=[second(mean=2.0)]), "has a quality.also (fid768).mean of 2"),
+    "its values": (lambda r: r["quality"].update(also=[second(mean=1.0, values=[1.0, 1.0])]), "has 2 values of quality.also (fid768)"),
     "samples": (lambda r: r["quality"].update(n_samples=50_000), "has the n_samples 50000, and its configuration asks for 24"),
     "made": (lambda r: r.update(made=None), "is done and says nothing of what was 'made'"),
     "start": (lambda r: r.update(starts_from=None), "descends from a base, and starts from nothing"),

@@ -36,7 +36,7 @@ def places(folder):
     return ["--config", str(TINY), "--results", str(folder / "results"), "--runs", str(folder / "runs")]
 
 
-def experiment(folder, metric, **evaluation):
+def experiment(folder, metric, /, **evaluation):
     parts = parts_of([metric])
     config = load_config(str(TINY), [f"evaluation.metric={metric.name}", "evaluation.samples=16"], parts.names)
     config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **evaluation))
@@ -77,6 +77,34 @@ def test_the_estimate_charges_its_flop_and_no_classifier(tmp_path):
     assert "classifier: training" not in found and not any(name.endswith("fid_classifier") for name in found)
     assert found["features for moments"].images == 1797 + 16 + 2 * 898
     assert found["features for moments"].pflop == pytest.approx(64 * (1797 + 16 + 2 * 898) / 1e15)
+
+
+def test_a_further_metric_judges_the_same_samples(tmp_path):
+    """Each finds what it would find alone, and the record says so of both."""
+    words = ["--set", 'evaluation.also=["moments"]', "--set", "evaluation.samples=16"]
+    assert main(Moments(), arguments=["run", *places(tmp_path), *words, "--methods", "base"]) == 0
+    assert main(Moments(), arguments=["run", *places(tmp_path / "alone"), *JUDGED, "--methods", "base"]) == 0
+    both, alone = (json.loads((place / "results" / "tiny" / "base-1-seed0.json").read_text()) for place in (tmp_path, tmp_path / "alone"))
+    assert both["quality"]["metric"] == "fid_classifier"
+    (other,) = both["quality"]["also"]
+    assert other == {key: alone["quality"][key] for key in ("metric", "tool", "extractor", "mean", "values")}
+    assert both["samples"] == alone["samples"] and "also" not in alone["quality"]
+    this = experiment(tmp_path, Moments(), metric="fid_classifier", also=("moments",))
+    found = {stage.name: stage for stage in stages(this, plan_cells(this, ["base", "floor"], None, [0]))}
+    assert found["features for moments"].images == found["features for fid_classifier"].images == 1797 + 16 + 2 * 898
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ('["fid_clasifier"]', "evaluation.also: unknown value 'fid_clasifier', use fid, fid768, fid_classifier; did you mean"),
+        ('["fid_classifier"]', "evaluation.also: names fid_classifier, which is evaluation.metric; leave it out"),
+        ('["fid768", "fid768"]', "evaluation.also: names a value twice"),
+    ],
+)
+def test_a_further_metric_that_is_none_is_refused(value, line, tmp_path, capsys):
+    assert main(arguments=["status", *places(tmp_path), "--set", f"evaluation.also={value}"]) == 2
+    assert line in capsys.readouterr().err
 
 
 class Learned(Moments):

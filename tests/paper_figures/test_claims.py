@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -456,6 +457,42 @@ def test_several_experiments_stand_side_by_side_and_one_alone_does_not(tmp_path,
     assert rows.keys() == {"", "---", "a1", "d1", "d2", "d3"}  # those that any of the experiments decides
     assert main(["claims", "--results", str(tmp_path), "--experiment", "digits"]) == 0
     assert "side by side" not in capsys.readouterr().out
+
+
+def with_opinion(record, metric, factor):
+    """A record whose samples another metric judged, too."""
+    if record["quality"]:
+        values = [factor * value for value in record["quality"]["values"]]
+        other = {"metric": metric, "tool": "a script", "extractor": {"name": metric}, "mean": statistics.fmean(values), "values": values}
+        record["quality"]["also"] = [other]
+    return record
+
+
+def test_a_further_metric_has_columns_and_verdicts_of_its_own(tmp_path, capsys):
+    factors = {"ofa": 1.0, "ofa_open": 1.3, "diff_pruning": 1.0}
+    records = [with_opinion(record, "second", 3.0 if record["cell"]["method"] == "ofa" else 1.0) for record in records_of(factors)]
+    write_records(tmp_path / "digits", records)
+    assert main(["claims", "--results", str(tmp_path)]) == 0
+    out = capsys.readouterr().out.partition("Verdicts side by side")[2]
+    (a1,) = (line for line in out.splitlines() if line.startswith("| a1"))
+    *_, first, second = (cell.strip() for cell in a1.strip("|").split("|"))
+    assert re.search(r"\| digits +\| digits, second +\|", out)
+    assert first.startswith("-23.1 %") and second.startswith("+130.8 %") and second.endswith("contradicted")
+    table = results_table(records)
+    assert list(table.columns[table.columns.get_loc("fid_classifier") :][:4]) == [
+        *("fid_classifier", "fid_classifier_std_error", "second", "second_std_error")
+    ]
+    ofa = table[table["method"] == "ofa"]
+    assert ofa["second"].to_list() == pytest.approx((3 * ofa["fid_classifier"]).to_list())
+    assert ofa["second_std_error"].to_list() == pytest.approx((3 * ofa["fid_classifier_std_error"]).to_list())
+
+
+def test_what_two_extractors_found_is_never_averaged():
+    records = [with_opinion(record, "second", 2.0) for record in records_of({"ofa": 1.0, "ofa_open": 1.0, "diff_pruning": 1.0})]
+    whole = len(results_table(records))
+    first = next(record for record in records if record["cell"]["method"] == "ofa" and record["quality"])
+    first["quality"]["also"][0]["extractor"]["name"] = "another"
+    assert len(results_table(records)) == whole + 1
 
 
 @pytest.fixture(scope="module")
