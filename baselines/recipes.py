@@ -14,6 +14,7 @@ from repro.data.condition import UNCONDITIONAL, Condition
 from repro.data.images import Images
 from repro.data.space import PIXELS, Space
 from repro.diffusion.formulation import Formulation, image_losses, predictor
+from repro.errors import ReproError
 from repro.models.denoiser import count_params
 from repro.models.example import example_of
 from repro.runtime.seeds import derive_seed, generator
@@ -63,15 +64,16 @@ def starting_network(recipe: str, task: Task, criterion: Criterion | None = None
         ReproError: The size cannot be met.
     """
     if task.params >= count_params(task.base.parameters()):
-        return copy.deepcopy(task.base)  # nothing to prune, so nothing to score
-    _, *shape = task.space.encode(task.images.pixels[:1]).shape
-    example = example_of(task.base, shape, next(task.base.parameters()).device)
-    task.base.eval().zero_grad()
-    score = criterion(task) if criterion else _own_score(recipe, task)
-    pruned = prune_to_params(task.base, task.params, score, example, channels=task.settings.channels)
+        network = copy.deepcopy(task.base)  # nothing to prune, so nothing to score
+    else:
+        _, *shape = task.space.encode(task.images.pixels[:1]).shape
+        example = example_of(task.base, shape, next(task.base.parameters()).device)
+        task.base.eval().zero_grad()
+        score = criterion(task) if criterion else _own_score(recipe, task)
+        network = prune_to_params(task.base, task.params, score, example, channels=task.settings.channels)
     if recipe == "scratch":
-        _forget(pruned, task.seed)
-    return pruned
+        _forget(network, task.seed)
+    return network
 
 
 def _own_score(recipe: str, task: Task) -> Score:
@@ -114,9 +116,22 @@ def scoring_gradients(task: Task) -> tuple[dict[str, Tensor], int]:
 
 
 def _forget(model: nn.Module, seed: int) -> None:
-    """Gives every layer fresh random weights."""
+    """Gives a network the random weights that one of its kind begins with, drawn by the seed.
+
+    Raises:
+        ReproError: Some parameters would keep what was learned, since nothing says how they begin.
+    """
+    learned = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("scratch", seed))
         for module in model.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
+        if callable(initialise := getattr(model, "initialise", None)):
+            initialise()
+    for name, parameter in model.named_parameters():
+        if torch.equal(parameter, learned[name]) and parameter.unique().tolist() not in ([0.0], [1.0]):
+            raise ReproError(
+                f"scratch: {name} of {type(model).__name__} would keep what the base has learned; give the class a method "
+                "`initialise` that sets its initial weights, or leave scratch out"
+            )

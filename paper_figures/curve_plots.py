@@ -16,7 +16,7 @@ from paper_figures.methods import INDEPENDENT, look_of
 # Of variants that are drawn beside what they vary: colours of their own, and not those of any name.
 BUDGETS = {
     "ofa_long": ("#0072B2", "h"),
-    "ofa_half": ("#56B4E9", "<"),
+    "ofa_half": ("#7F7F00", "<"),
     "ofa_open": ("#8C564B", "X"),
     "ofa_open_long": ("#5D3A9B", ">"),
 }

@@ -100,7 +100,23 @@ class PrunedDiT2DModel(Narrowed, DiTTransformer2DModel):
         # diffusers does not save the positions, and a network that is made on the meta device could not compute them.
         self.pos_embed.register_buffer("pos_embed", self.pos_embed.pos_embed, persistent=True)
         _narrow(self, widths or {})
-        _start_as_identity(self)
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Gives it the initial weights of adaLN-Zero (Peebles and Xie, 2023, section 3.2), which diffusers leaves out.
+
+        Linear layers are Xavier's; whatever scales a block's contribution, and the last layer, is zero.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for block in self.transformer_blocks:
+            nn.init.zeros_(block.norm1.linear.weight)
+        nn.init.zeros_(self.proj_out_1.weight)
+        nn.init.zeros_(self.proj_out_2.weight)
 
     def forward(self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None, return_dict: bool = True) -> Any:
         """Predicts the noise.
@@ -200,7 +216,18 @@ class SongUNet(ModelMixin, ConfigMixin):
             self.up_blocks.append(nn.ModuleList(units))
         self.conv_norm_out = nn.GroupNorm(norm_num_groups or min(32, width // 4), width, eps=1e-6)
         self.conv_out = nn.Conv2d(width, in_channels, 3, padding=1)
-        _start_as_edm(self)
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Gives it EDM's initial weights: Xavier's, near zero where a residual ends, and small queries, keys and values."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                small = 1e-5 if name.endswith(("conv2", "to_out.0", "conv_out")) else 1.0
+                # EDM's three are one layer, of three times the outputs: its bound is smaller by sqrt(2).
+                nn.init.xavier_uniform_(module.weight, gain=0.1**0.5 if name.endswith(("to_q", "to_k", "to_v")) else small)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(
         self,
@@ -281,18 +308,6 @@ class _SongUnit(nn.Module):
         return hidden
 
 
-@torch.no_grad()
-def _start_as_edm(unet: Any) -> None:
-    """Gives a `SongUNet` EDM's initial weights: Xavier's, near zero where a residual ends, and small queries, keys and values."""
-    for name, module in unet.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            small = 1e-5 if name.endswith(("conv2", "to_out.0", "conv_out")) else 1.0
-            # EDM's three are one layer, of three times the outputs: its bound is smaller by sqrt(2).
-            nn.init.xavier_uniform_(module.weight, gain=0.1**0.5 if name.endswith(("to_q", "to_k", "to_v")) else small)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
 class UViT(ModelMixin, ConfigMixin):
     """U-ViT (Bao et al., 2023): a transformer on patches, the timestep a token, with long skips from its first blocks to its last.
 
@@ -328,6 +343,10 @@ class UViT(ModelMixin, ConfigMixin):
         self.norm = nn.LayerNorm(width)
         self.to_patches = nn.Linear(width, in_channels * patch_size**2)
         self.conv_out = nn.Conv2d(in_channels, in_channels, 3, padding=1)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Gives positions and linear layers the initial weights of U-ViT's authors; the others have torch's."""
         nn.init.trunc_normal_(self.positions, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -391,23 +410,6 @@ class _UViTBlock(nn.Module):
 
 
 PrunedSongUNet, PrunedUViT = narrowed(SongUNet), narrowed(UViT)
-
-
-@torch.no_grad()
-def _start_as_identity(transformer: Any) -> None:
-    """Gives a transformer the initial weights of adaLN-Zero (Peebles and Xie, 2023, section 3.2), which diffusers leaves out.
-
-    Linear layers are Xavier's; whatever scales a block's contribution, and the last layer, is zero.
-    """
-    for module in transformer.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for block in transformer.transformer_blocks:
-        nn.init.zeros_(block.norm1.linear.weight)
-    nn.init.zeros_(transformer.proj_out_1.weight)
-    nn.init.zeros_(transformer.proj_out_2.weight)
 
 
 def channel_widths(model: nn.Module) -> Widths:

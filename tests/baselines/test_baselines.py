@@ -222,7 +222,7 @@ def clone(network):
     return copy.deepcopy(network)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "scratch"])
 def test_a_recipe_at_full_size_starts_from_a_copy_of_the_base(network, recipe):
     model = starting_network(recipe, task(network, 1.0))
     assert weights_equal(model, network)
@@ -254,6 +254,45 @@ def test_scratch_has_the_shapes_of_magnitude_pruning_and_weights_of_its_own(netw
     # Fresh weights of a layer are uniform within 1 / sqrt(inputs).
     limit = scratch.conv_in.weight[0].numel() ** -0.5
     assert scratch.conv_in.weight.abs().max() <= limit
+
+
+@pytest.mark.parametrize("family", ["digits", "digits_edm_cond", "digits_uvit", "digits_transformer"])
+@pytest.mark.parametrize("size", [1.0, 0.5])
+def test_scratch_begins_as_networks_of_its_kind_do_and_keeps_nothing(family, size):
+    """Also at full size, where nothing is pruned: a copy of the base would be Diff-Pruning's run under another name."""
+    settings = load_config(family).denoiser
+    base, fresh, stream = (
+        build_base(settings, seed=0),
+        dict(build_base(settings, seed=9).named_parameters()),
+        torch.Generator().manual_seed(0),
+    )
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=stream))  # what it has learned
+    model = starting_network("scratch", task(base, size))
+    learned = dict(base.named_parameters())
+    assert size_of(model) == pytest.approx(size * size_of(base), rel=0.05)
+    for name, parameter in model.named_parameters():
+        if size == 1:
+            assert not torch.equal(parameter, learned[name]), name
+        begins = fresh[name]
+        if begins.unique().tolist() in ([0.0], [1.0]):
+            assert parameter.unique().tolist() == begins.unique().tolist(), name
+        elif parameter.numel() > 500 and size == 1:
+            assert parameter.std().item() == pytest.approx(begins.std().item(), rel=0.15), name
+
+
+def test_scratch_of_a_network_that_does_not_say_how_it_begins_is_refused(network):
+    class Scaled(type(network)):
+        """Has a parameter of its own, which no layer holds."""
+
+    odd = clone(network)
+    odd.__class__ = Scaled
+    odd.scale = nn.Parameter(torch.randn(1))
+    with pytest.raises(ReproError, match=r"scratch: scale of Scaled would keep what the base has learned; .* a method `initialise`"):
+        starting_network("scratch", task(odd, 1.0))
+    Scaled.initialise = lambda self: nn.init.normal_(self.scale)
+    assert not torch.equal(starting_network("scratch", task(odd, 1.0)).scale, odd.scale)
 
 
 def test_diff_pruning_scores_by_the_gradients_of_its_seed_s_images(network):
