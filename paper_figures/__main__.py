@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from paper_figures.cells import MissingRecordsError
+from paper_figures.compare import Side, compare_text
 from paper_figures.curve_tables import until_all_text, write_time_to_quality
 from paper_figures.curves import Curves
 from paper_figures.evidence import Grid
@@ -44,6 +45,8 @@ examples:
   python -m paper_figures claims                the verdicts on the screen, each experiment's and side by side; their tables and figures
   python -m paper_figures overhead --experiment digits
   python -m paper_figures report                one page for each experiment, to be opened in a browser
+  python -m paper_figures compare results/digits results/local/digits          two folders, such as two machines' or two versions'
+  python -m paper_figures compare results/digits results/mine --pair ofa=mine  a method of one's own against one of these
 """
 
 
@@ -53,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.verb == "compare" or options.folders or options.pair:
+        return _compare(options)
     folders = experiment_folders(options.results, options.experiment)
     published, read = _published(options), []
     for folder in folders:
@@ -65,6 +70,28 @@ def _run(options: argparse.Namespace) -> int:
             _show(folder, records, literature)
     if options.verb == "claims" and (beside := side_by_side_text(read)):
         print("\n" + beside)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    """Prints what differs between two folders.
+
+    Raises:
+        ReproError: The arguments do not go together, or a folder holds no one experiment.
+    """
+    if options.verb != "compare":
+        raise ReproError(f"{'--pair' if options.pair else options.folders[0]}: goes with `python -m paper_figures compare A B`")
+    if len(options.folders) != 2:
+        raise ReproError(f"compare: takes two folders, not {len(options.folders)}, such as results/digits results/local/digits")
+    sides = []
+    for folder in options.folders:
+        found = experiment_folders(folder, options.experiment)
+        if len(found) > 1:
+            names = ", ".join(each.resolve().name for each in found)
+            raise ReproError(f"{folder}: holds several experiments ({names}); name one of them: --experiment {found[0].resolve().name}")
+        sides.append(Side.of(str(folder), known_records(found[0])))
+    one, other = sides
+    print(compare_text(one, other, dict(pair for given in options.pair for pair in given) or None))
     return 0
 
 
@@ -170,6 +197,14 @@ def _holds_records(folder: Path) -> bool:
     return next(folder.glob("*.json"), None) is not None
 
 
+def _pair(text: str) -> list[tuple[str, str]]:
+    """Returns the methods of `A=B,C=D`."""
+    pairs = [each.partition("=") for each in text.split(",")]
+    if not all(mine and sign and theirs for mine, sign, theirs in pairs):
+        raise argparse.ArgumentTypeError(f"must be A=B, a method of each folder, not {text!r}")
+    return [(mine, theirs) for mine, _, theirs in pairs]
+
+
 def _positive(text: str) -> float:
     """Returns a quality that may be asked for."""
     try:
@@ -190,9 +225,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb_help = (
         "all: tables, overhead.csv and figures (default); tables: tables only; overhead: print the cost comparison; "
-        "claims: print the verdicts, and write their tables and figures; report: write one page that holds everything"
+        "claims: print the verdicts, and write their tables and figures; report: write one page that holds everything; "
+        "compare: print what differs between two folders"
     )
-    parser.add_argument("verb", nargs="?", choices=tuple(VERBS), default="all", help=verb_help)
+    parser.add_argument("verb", nargs="?", choices=(*VERBS, "compare"), default="all", help=verb_help)
+    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="of compare: two folders of records")
+    pair_help = "of compare: which method of the first folder stands against which of the second (default: those of one name)"
+    parser.add_argument("--pair", type=_pair, action="append", default=[], metavar="A=B[,C=D]", help=pair_help)
     target_help = "the quality that time to quality is measured to (default: the last value of each independent run)"
     parser.add_argument("--target", type=_positive, metavar="QUALITY", help=target_help)
     results_help = "folder of experiments, or one experiment's folder (default: results)"
