@@ -222,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Makes the tables and figures from the records of finished experiments. Needs neither torch nor a GPU.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     verb_help = (
         "all: tables, overhead.csv and figures (default); tables: tables only; overhead: print the cost comparison; "

@@ -62,7 +62,7 @@ TABLE = {
     "nox -s reproduce_cifar10": Small(words=f"-- {NARROWED}", code=2, says=NO_GPU),
     "nox -s baselines -- --config cifar10": Small(words=NARROWED, code=1, says=NO_GPU),
     "python -m repro estimate --config cifar10": Small(words=NARROWED, says="PFLOP"),
-    "python -m repro run --config cifar10_short --set trial=true ...": Small(
+    "python -m repro run --config cifar10_smoke": Small(
         words=f"{COPY} {NARROWED} --methods ofa --sizes 0.25 --set evaluation.samples=4 --set evaluation.reference_images=32 "
         "--set classifier.steps=2 --set classifier.width=8"
     ),

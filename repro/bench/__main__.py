@@ -81,7 +81,9 @@ def _measure(options: argparse.Namespace) -> list[Row]:
 
 def _parser() -> argparse.ArgumentParser:
     on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog="python -m repro.bench", description="Measures what the harness costs on this machine.")
+    parser = argparse.ArgumentParser(
+        prog="python -m repro.bench", description="Measures what the harness costs on this machine.", allow_abbrev=False
+    )
     parser.add_argument(
         "--config", default="cifar10_short" if on_gpu else "digits", metavar="NAME", help="what is timed (default: %(default)s)"
     )

@@ -65,6 +65,8 @@ def _run(options: argparse.Namespace) -> int:
     from repro.runtime.signals import listen
 
     _check_launch(options)
+    if options.dry_run:
+        return _dry_run(options)
     listen()
     if options.hostfile or (options.ranks > 1 and options.parallel_cells == 1):
         from repro.launch.processes import run_hosts, run_ranks
@@ -96,6 +98,16 @@ def _run(options: argparse.Namespace) -> int:
     if distributed.ranks() > 1:
         distributed.stop()
     return 0
+
+
+def _dry_run(options: argparse.Namespace) -> int:
+    """Prints the cells that a run would make, in the order in which one at a time is made, and what they would take."""
+    experiment, cells = _planned(options)
+    from repro.experiment.cells import state_of
+
+    rows = [(f"{number}", cell.name, *state_of(experiment, cell)) for number, cell in enumerate(cells, start=1)]
+    print("\n".join(text_table(rows, "rlll")) + "\n", flush=True)
+    return _say_estimate(experiment, cells)
 
 
 def _check_launch(options: argparse.Namespace) -> None:
@@ -147,7 +159,10 @@ def _asked(options: argparse.Namespace) -> list[str]:
 
 
 def _estimate(options: argparse.Namespace) -> int:
-    experiment, cells = _planned(options)
+    return _say_estimate(*_planned(options))
+
+
+def _say_estimate(experiment: "Experiment", cells: list["Cell"]) -> int:
     from repro.budget.estimate import estimate
     from repro.budget.hours import set_budget
     from repro.budget.work import unfinished
@@ -184,15 +199,19 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _status_text(options: argparse.Namespace, experiment: "Experiment") -> str:
+    """Returns the state of every cell, as a table or, where it was asked for, as one line of JSON."""
+    import json
+
     from repro.experiment.cells import plan_cells, state_of
 
     begun = {path.stem.partition("-")[0] for folder in (experiment.results, experiment.runs) for path in folder.glob("*-seed*")}
     own = [name for name, method in experiment.methods.items() if method.variant is None or name in begun]
-    rows = []
-    for cell in plan_cells(experiment, options.methods or own, options.sizes, options.seeds):
-        state, remark = state_of(experiment, cell)
-        rows.append((cell.name, state, remark))
+    cells = plan_cells(experiment, options.methods or own, options.sizes, options.seeds)
+    rows = [(cell.name, *state_of(experiment, cell)) for cell in cells]
     counts = {state: sum(row[1] == state for row in rows) for state in ("done", "running", "interrupted", "failed", "missing")}
+    if options.json:
+        listed = [{"cell": name, "state": state, "remark": remark} for name, state, remark in rows]
+        return json.dumps({"results": str(experiment.results), "counts": counts, "cells": listed})
     total = ", ".join(f"{count} {state}" for state, count in counts.items())
     return "\n".join([*text_table(rows, "lll"), f"{total}   ({experiment.results})"])
 

@@ -19,6 +19,7 @@ EPILOG = """examples:
   python -m repro run --methods ofa --sizes 0.5           one cell, and what it needs
   python -m repro run --methods ofa_open --seeds 0,1,2    an ablation; docs/concepts.md lists them
   python -m repro estimate --config cifar10               what it would take, here and on other devices
+  python -m repro run --dry-run                           the cells in their order and what they would take; starts nothing
   python -m repro run --set ofa_training.steps=2000 --results results/local-2000 --runs runs-2000
   python -m repro run --config cifar10 --ranks 8 --yes    on eight GPUs of this machine; --hostfile FILE for several machines
   python -m repro run --config cifar10 --parallel-cells 8 eight cells at a time, a GPU each
@@ -54,11 +55,13 @@ def parser(
         description="Trains OFA-Diffusion Compression (arXiv 2604.12668) beside per-size independent pruning; records cost, FID and MACs.",
         epilog=(EPILOG if program == MODULE else "") + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     verbs = root.add_subparsers(required=True, metavar="VERB")
     shipped = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.toml")))
     for name, (function, summary) in verbs_by_name.items():
-        verb = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=EXIT_CODES)
+        described = {"help": summary, "description": summary[0].upper() + summary[1:] + ".", "epilog": EXIT_CODES}
+        verb = verbs.add_parser(name, **described, allow_abbrev=False)
         verb.set_defaults(verb=function)
         verb.add_argument(
             "--config",
@@ -110,8 +113,12 @@ def _add_options(name: str, verb: argparse.ArgumentParser, default: Sequence[str
         verb.add_argument("--hostfile", type=Path, metavar="FILE", help="ranks on other machines, through DeepSpeed's launcher")
         verb.add_argument("--slurm", type=Path, metavar="DIR", help="write a Slurm job array there, one index per cell, and stop")
         verb.add_argument("--submit", action="store_true", help="with --slurm: submit it too")
+        verb.add_argument(
+            "--dry-run", action="store_true", help="show the cells in their order and what they would take, and start nothing"
+        )
     if name == "status":
         verb.add_argument("--watch", action="store_true", help="refresh every two seconds, until Ctrl-C")
+        verb.add_argument("--json", action="store_true", help="print JSON, for other programs")
     if name == "sizes":
         verb.add_argument("--allocation", metavar="RULE", help="gradual, formula5 or uniform (default: the configuration's)")
         verb.add_argument("--sizes", type=_floats, metavar="P,Q", help="sizes (default: all that the configuration trains)")

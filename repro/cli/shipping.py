@@ -21,7 +21,7 @@ from repro.metrics.classifier import classifier_for
 
 def main() -> int:
     """Ships what the arguments name and returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m repro.cli.shipping", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m repro.cli.shipping", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", required=True)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE")
     parser.add_argument("--results", type=Path, default=Path("results/local"))

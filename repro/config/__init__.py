@@ -210,7 +210,7 @@ def load_config(
         for key, known in names.items():
             section, _, leaf = key.partition(".")
             one_of(key, getattr(getattr(config, section), leaf), known)
-        for name in config.evaluation.also:
+        for name in config.evaluation.also if "evaluation.metric" in names else ():
             one_of("evaluation.also", name, names["evaluation.metric"])
     except ReproError as error:
         raise ReproError(f"{path}: {error}") from error

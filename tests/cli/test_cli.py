@@ -303,6 +303,28 @@ def test_status_after_counts_what_is_done_failed_and_interrupted(tmp_path, noise
     assert rows["base-1-seed0"].startswith("interrupted")
     assert "training 7/12" in rows["base-1-seed0"]
     assert done.stdout.splitlines()[-1].startswith("1 done, 0 running, 1 interrupted, 1 failed, 12 missing")
+    told = json.loads(repro("status", "--json", *folders(tmp_path)).stdout)
+    assert told["counts"] == {"done": 1, "running": 0, "interrupted": 1, "failed": 1, "missing": 12}
+    assert told["results"] == str(noise_record(tmp_path).parent)
+    assert {cell["cell"]: cell["state"] for cell in told["cells"]} == {name: row.split()[0] for name, row in rows.items()}
+    assert all(
+        rows[cell["cell"]] == f"{cell['state']} {cell['remark']}".strip() or cell["remark"] in rows[cell["cell"]] for cell in told["cells"]
+    )
+
+
+def test_a_dry_run_names_the_cells_in_their_order_and_their_cost_and_makes_nothing(tmp_path):
+    done = repro("run", "--dry-run", "--methods", "noise,ofa", "--sizes", "0.5", *folders(tmp_path))
+    assert done.returncode == 0, done.stderr
+    cells = [line.split() for line in done.stdout.partition("\n\n")[0].splitlines()]
+    assert [name for _, name, *_ in cells] == ["noise-seed0", "base-1-seed0", "ofa_joint-seed0", "ofa-0.5-seed0"]
+    assert [number for number, *_ in cells] == ["1", "2", "3", "4"] and {row[2] for row in cells} == {"missing"}
+    assert "PFLOP" in done.stdout and "disk GB" in done.stdout and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [("run", "--method", "noise"), ("run", "--size", "0.5"), ("status", "--wat")])
+def test_a_flag_that_is_cut_short_is_refused(tmp_path, words):
+    done = repro(*words, *folders(tmp_path))
+    assert done.returncode == 2 and f"unrecognized arguments: {words[1]}" in done.stderr
 
 
 # What is in the way

@@ -660,6 +660,7 @@ SHIPPED_HASHES = {
     "cifar10": "6f028906ee0221d484455cee7304d5d5aba6209b0c128329b146ef0123a8e598",
     "cifar10_edm": "8349f19b4b9008941e7a21a405f1387ba62a524cb91c20df3dcdc43881fb63e0",
     "cifar10_short": "88320cee9e9938463b29b030a45dcfa411d575a853bcdb2e49d3cac5fc1ce5d3",
+    "cifar10_smoke": "6072dd7a41ac82730a8bd846895e938b3ca6e5307b9508c8a1e33333ee83d044",
     "digits": "45de6595a2b57edacfd004c3b5042567e893c788de524701efe0d461857215a5",
     "digits_curves": "c7507966546d6bc4c9e87ede55a62a847d3ccf46a704127aa0562feab45895c7",
     "digits_edm": "3aed71856514312d98323cc11c681a710f679ce9688ce931d3ac041f88865942",
@@ -718,6 +719,7 @@ def needed(key):
 SONGS = {path.stem for path in SHIPPED.glob("*.toml") if "[song_unet]" in path.read_text()}
 CURVED = {path.stem for path in SHIPPED.glob("*.toml") if "[curves]" in path.read_text()}  # whose rates may not fall
 UNFIT = {*((name, f"{section}.cooldown") for name in CURVED for section in ("ofa_training", "baseline_training"))}
+UNFIT |= {(path.stem, "data.downsampling") for path in SHIPPED.glob("*.toml") if 'name = "folder"' in path.read_text()}
 CASES = [(path.stem, key) for path in SHIPPED.glob("*.toml") for key in added_keys() if path.stem in SONGS or "augment" not in key]
 CASES = [case for case in CASES if case not in UNFIT]
 
