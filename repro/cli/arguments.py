@@ -60,8 +60,8 @@ def parser(
     verbs = root.add_subparsers(required=True, metavar="VERB")
     shipped = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.toml")))
     for name, (function, summary) in verbs_by_name.items():
-        described = {"help": summary, "description": summary[0].upper() + summary[1:] + ".", "epilog": EXIT_CODES}
-        verb = verbs.add_parser(name, **described, allow_abbrev=False)
+        sentence = summary[0].upper() + summary[1:] + "."
+        verb = verbs.add_parser(name, help=summary, description=sentence, epilog=EXIT_CODES, allow_abbrev=False)
         verb.set_defaults(verb=function)
         verb.add_argument(
             "--config",
