@@ -31,7 +31,9 @@ EVIDENCE = (
     ("diff_pruning_t0,diff_pruning_t02,diff_pruning_distilled", ("--seeds", "0,1,2", "--sizes", "0.5")),
 )
 # The same where trainings are judged on their way, [curves] of a configuration: time to quality.
-CURVES = (("base,ofa,ofa_open,ofa_open_long,ofa_half,ofa_long,slimmable,diff_pruning,random,scratch", ("--seeds", "0,1,2,3,4")),)
+CURVES = (
+    ("floor,noise,base,ofa,ofa_open,ofa_open_long,ofa_half,ofa_long,slimmable,diff_pruning,random,scratch", ("--seeds", "0,1,2,3,4")),
+)
 
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "none"

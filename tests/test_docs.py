@@ -281,7 +281,7 @@ def test_every_key_of_a_fresh_record_is_explained_and_no_other(scratch):
     records += [json.loads(path.read_text()) for path in (ROOT / "results").glob("digits*/*.json")]
     assert not {key for record in records for key in unexplained(record)}
     seen = {key for record in records for key in keys_of(record)}
-    assert {key for key in explained() - seen if not key.startswith("curves.")} == {"quality.kid", "quality.also", "provenance.changed"}
+    assert explained() - seen == {"quality.kid", "quality.also", "provenance.changed"}
 
 
 def told():

@@ -557,7 +557,7 @@ def test_every_claim_is_decided_or_not_by_three_seeds_of_committed_records():
     assert table["low"].notna().all() and table["high"].notna().all()
 
 
-@pytest.mark.parametrize("name", ["digits", "digits_edm", "digits_edm_cond"])
+@pytest.mark.parametrize("name", ["digits", "digits_curves", "digits_edm", "digits_edm_cond"])
 def test_committed_records_are_of_one_device_and_of_clean_commits(name):
     records = read_records(ROOT / "results" / name)
     assert len({(record["cost"]["device_name"], record["cost"]["threads_per_rank"]) for record in records}) == 1
@@ -566,7 +566,7 @@ def test_committed_records_are_of_one_device_and_of_clean_commits(name):
 
 
 def test_the_page_of_results_shows_the_verdicts_side_by_side():
-    read = [read_records(ROOT / "results" / name) for name in ("digits", "digits_edm", "digits_edm_cond")]
+    read = [read_records(ROOT / "results" / name) for name in ("digits", "digits_curves", "digits_edm", "digits_edm_cond")]
     table = evidence_tables.side_by_side_text(read).partition("\n\n")[2].strip()
     assert f"<!-- side by side -->\n{table}\n\n" in (ROOT / "results" / "README.md").read_text()
 
