@@ -182,6 +182,23 @@ def test_a_run_that_is_killed_while_a_point_is_judged_loses_nothing(judged, tmp_
 
 
 @pytest.mark.slow
+def test_two_ranks_judge_what_one_does(judged, tmp_path):
+    arguments = [str(word) for word in words(*CURVES, methods="ofa,diff_pruning")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "repro", *arguments, "--sizes", "0.5", "--ranks", "2"]
+    done = subprocess.run(command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    for name in ("ofa_joint-seed0", "diff_pruning-0.5-seed0"):
+        ours, theirs = records(tmp_path)[name], records(judged)[name]
+        assert (ours["cost"]["ranks"], theirs["cost"]["ranks"]) == (2, 1)
+        for mine, one in zip(ours["curves"]["points"], theirs["curves"]["points"], strict=True):
+            assert mine["images"] == one["images"] and mine["train_pflop"] == pytest.approx(one["train_pflop"])
+            for size in mine["sizes"]:  # the sums over a batch are rounded otherwise
+                assert mine["sizes"][size]["validation_loss"] == pytest.approx(one["sizes"][size]["validation_loss"], rel=1e-3)
+                assert mine["sizes"][size].get("value", 1.0) == pytest.approx(one["sizes"][size].get("value", 1.0), rel=0.02)
+
+
+@pytest.mark.slow
 def test_a_damaged_snapshot_is_refused_by_name(judged, tmp_path):
     arguments = [str(word) for word in words(*CURVES, methods="ofa")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
