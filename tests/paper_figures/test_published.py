@@ -267,6 +267,15 @@ def test_a_copy_that_is_not_the_official_set_hides_a_figure(shipped):
     assert line.endswith("reference set cifar10 train, 50,000 images (here cifar10 train, 50,000 images, a copy with sha256 abababab)")
 
 
+def test_images_that_were_made_smaller_are_another_data_set(shipped):
+    records = make_cifar10_records()
+    assert figures(literature_beside(records, shipped).entries) == BESIDE
+    for record in records:
+        record["provenance"]["config"]["data"]["downsampling"] = 2
+    literature = literature_beside(records, shipped)
+    assert not literature.entries and not literature.footnotes
+
+
 def test_another_resolution_hides_a_figure(shipped):
     records = make_cifar10_records()
     for record in records:
