@@ -44,6 +44,7 @@ class FeatureLayer:
         about: What a record says of it.
         batch_size: Images of a forward pass, at most; the features do not depend on it.
         image_bytes: The most bytes of activations of an image that are alive at the same time; 0 where any GPU holds a batch.
+        channels_last: Whether a CPU computes it with the channels of an image side by side, which rounds otherwise.
         execution: Says what memory a rank may use.
         cache: The folder that keeps the features of the training images; None keeps none.
     """
@@ -55,6 +56,7 @@ class FeatureLayer:
     about: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 256
     image_bytes: int = 0
+    channels_last: bool = False
     execution: Execution = field(default_factory=Execution)
     cache: Path | None = None
 
@@ -129,6 +131,8 @@ def _own_features(pixels: Tensor, layer: FeatureLayer, report: Callable[[int, in
     if on_gpu:
         limit = memory.limit_gib(layer.execution)
         size = memory.fitting(size, limit, weights=cost.weight_bytes(network), image_bytes=layer.image_bytes)
+    elif layer.channels_last:
+        network.to(memory_format=torch.channels_last)
     batch, forward = memory.InferenceBatch("features", size), network.forward
     network.forward = lambda images: (batch(lambda part: forward(part)[0], images),)
 

@@ -93,6 +93,7 @@ def inception_layer(metric: str, places: Places) -> FeatureLayer:
         about=about,
         batch_size=BATCH_SIZE,
         image_bytes=IMAGE_BYTES,
+        channels_last=True,  # 1.6 times as fast on a CPU with AVX-512; features differ by 4e-7 of the largest
     )
 
 
