@@ -31,12 +31,15 @@ def keep(folder: Path, step: int, run: str, inputs: dict[str, str], tensors: dic
     """
     remove_leftovers(folder / SNAPSHOTS)
     if not is_kept(folder, step, run, inputs):
-        write_sealed(_path(folder, step), tensors, {"run": run, "inputs": inputs, "about": about})
+        write_sealed(_path(folder, step), tensors, _identity(step, run, inputs) | {"about": about})
 
 
 def is_kept(folder: Path, step: int, run: str, inputs: dict[str, str]) -> bool:
-    """Says whether a run has left the snapshot of a step already."""
-    return _read(folder, step, run, inputs) is not None
+    """Says whether a run has left the snapshot of a step already; what lies there and is none is told to the user."""
+    found, problem = _read(folder, step, run, inputs)
+    if problem:
+        say(f"{problem}; it is of no use", to_stderr=True)
+    return found is not None
 
 
 def read(folder: Path, step: int, run: str, inputs: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -45,15 +48,16 @@ def read(folder: Path, step: int, run: str, inputs: dict[str, str]) -> tuple[dic
     Raises:
         ReproError: It is not there, damaged, or of another run.
     """
-    found = _read(folder, step, run, inputs)
+    found, problem = _read(folder, step, run, inputs)
     if found is None:
-        raise ReproError(f"{_path(folder, step)}: no snapshot of this run; delete the folder {folder} and run the command again")
+        problem = problem or f"{_path(folder, step)}: there is no snapshot"
+        raise ReproError(f"{problem}; delete the folder {folder} and run the command again")
     return found
 
 
 def close(folder: Path, step: int, run: str, inputs: dict[str, str], about: dict[str, Any]) -> None:
     """Puts what was found of a point in place of its weights, atomically."""
-    write_sealed(_path(folder, step), {}, {"run": run, "inputs": inputs, "about": about})
+    write_sealed(_path(folder, step), {}, _identity(step, run, inputs) | {"about": about})
 
 
 @torch.no_grad()
@@ -70,21 +74,23 @@ def put_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
         parameter.copy_(weights[name])
 
 
-def _read(folder: Path, step: int, run: str, inputs: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Returns a snapshot; None where there is none, or a damaged one or one of another run, which is said."""
+def _read(folder: Path, step: int, run: str, inputs: dict[str, str]) -> tuple[tuple[dict[str, Tensor], dict[str, Any]] | None, str]:
+    """Returns a snapshot, None where there is none, and what is wrong with what lies there in its place."""
     path = _path(folder, step)
     if not path.exists():
-        return None
+        return None, ""
     try:
         tensors, said = read_sealed(path)
-        if (said["run"], said["inputs"]) == (run, inputs):
-            about: dict[str, Any] = said["about"]
-            return tensors, about
-        reason = f"{path}: the snapshot of another run"
+        about: dict[str, Any] = said.pop("about")
+        if said == _identity(step, run, inputs):
+            return (tensors, about), ""
+        return None, f"{path}: the snapshot of another run or step"
     except (DamagedError, KeyError) as error:
-        reason = str(error)
-    say(f"{reason}; it is of no use", to_stderr=True)
-    return None
+        return None, str(error)
+
+
+def _identity(step: int, run: str, inputs: dict[str, str]) -> dict[str, Any]:
+    return {"step": step, "run": run, "inputs": inputs}
 
 
 def _path(folder: Path, step: int) -> Path:

@@ -198,22 +198,40 @@ def test_two_ranks_judge_what_one_does(judged, tmp_path):
                 assert mine["sizes"][size].get("value", 1.0) == pytest.approx(one["sizes"][size].get("value", 1.0), rel=0.02)
 
 
+def flipped(folder):
+    path = folder / "step-000000004.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def swapped(folder):
+    one, other = folder / "step-000000004.safetensors", folder / "step-000000008.safetensors"
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+def missing(folder):
+    (folder / "step-000000004.safetensors").unlink()
+
+
 @pytest.mark.slow
-def test_a_damaged_snapshot_is_refused_by_name(judged, tmp_path):
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [(flipped, "damaged"), (swapped, "the snapshot of another run or step"), (missing, "there is no snapshot")],
+)
+def test_a_snapshot_that_is_not_what_was_written_is_refused_in_one_line(judged, tmp_path, harm, said):
     arguments = [str(word) for word in words(*CURVES, methods="ofa")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run(
         [sys.executable, "-c", KILL, "0", *arguments], check=False, cwd=tmp_path, env=environment, capture_output=True, timeout=280
     )
-    path = tmp_path / "runs" / "tiny" / "ofa_joint-seed0" / "snapshots" / "step-000000004.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
+    harm(tmp_path / "runs" / "tiny" / "ofa_joint-seed0" / "snapshots")
     done = run(tmp_path, *CURVES, methods="ofa")
     assert done.returncode != 0
-    assert re.search(
-        r"step-000000004\.safetensors: no snapshot of this run; delete the folder .*ofa_joint-seed0 and run the comm", done.stderr
-    )
+    lines = [line for line in done.stderr.splitlines() if "step-000000004.safetensors" in line]
+    assert len(lines) == 1 and said in lines[0] and re.search("delete the folder .*ofa_joint-seed0 and run the command again", lines[0])
 
 
 @pytest.mark.slow
