@@ -32,6 +32,11 @@ FACTORS = (
 )
 WITHOUT_1 = "Without size 1: the same over the other sizes; size 1 is free to who prunes each size alone: it is the base"
 HOW = "run `nox -s evidence`"
+ON_THE_WAY = ("a2", "d6", "d7")
+OF_BOUNDS = (
+    f"{', '.join(ON_THE_WAY)}: a mean of bounds where a target was never reached, or by the first point; an interval from 0 or without an "
+    "end has no bound there"
+)
 
 
 def ablations_table(grid: Grid) -> pd.DataFrame:
@@ -167,6 +172,7 @@ def side_by_side_text(experiments: Sequence[Sequence[Record]]) -> str:
             " ".join(filter(None, [_with_range(row.estimate, row.low, row.high, row.unit), str(row.verdict)])) for row in table.itertuples()
         ]
     notes = ["Each experiment on its own scale: a claim carries over where the verdicts agree, and not where its estimates do"]
+    notes += _note_on_bounds(pd.concat(tables))
     return markdown(shown, notes, "Verdicts side by side", left=len(shown.columns))
 
 
@@ -195,8 +201,13 @@ def printable_claims(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
         WITHOUT_1,
         f"The rule was stated before the runs: results/README.md. {_bases(grid)}; 95 % intervals of Student's t, each on its own",
         *([BUSY_NOTE] if (table["busy_machine"] == "yes").any() else []),
+        *_note_on_bounds(table),
         *_noise_notes(grid),
     ]
+
+
+def _note_on_bounds(table: pd.DataFrame) -> list[str]:
+    return [OF_BOUNDS] if (table["key"].isin(ON_THE_WAY) & (table["verdict"] != NO_RECORDS)).any() else []
 
 
 def _measure(row: Any) -> str:
