@@ -345,6 +345,18 @@ def reached(rows, extra, target, column):
     return found, found, found
 
 
+def area(rows, begin, end):
+    """Returns the mean of ln(quality) over ln(images) between two numbers of images."""
+    x, y = np.log(rows[:, 0]), np.log(rows[:, 3])
+    grid = np.unique(np.concatenate([np.log([begin, end]), x[(x > np.log(begin)) & (x < np.log(end))]]))
+    return np.trapezoid(np.interp(grid, x, y), grid) / (grid[-1] - grid[0])
+
+
+def student(values):
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return np.mean(values), np.mean(values) - half, np.mean(values) + half
+
+
 def committed():
     return [path.parent.parent for path in sorted((ROOT / "results").glob("*/tables/time_to_quality.csv"))]
 
@@ -357,6 +369,14 @@ def test_every_number_of_the_committed_table_comes_out_of_the_json_by_other_code
         seeds = sorted({seed for method, size, seed in held if method == row.method and size == row.size})
         assert row.n_seeds == len(seeds)
         targets = {seed: held["diff_pruning", row.size, seed][0][-1, 3] for seed in seeds}
+        both = [held[method, row.size, seed][0] for method in (row.method, "diff_pruning") for seed in seeds]
+        begin, end = max(rows[0, 0] for rows in both), min(rows[-1, 0] for rows in both)
+        assert (row.area_from_images, row.area_to_images) == (begin, end)
+        areas = [[area(held[method, row.size, seed][0], begin, end) for seed in seeds] for method in (row.method, "diff_pruning")]
+        assert row.mean_quality == pytest.approx(np.exp(np.mean(areas[0])))
+        if row.method != "diff_pruning":
+            found = [row.area_difference_pct, row.area_difference_pct_low, row.area_difference_pct_high]
+            assert found == pytest.approx([100 * np.expm1(value) for value in student(np.subtract(*areas))])
         assert row.target == pytest.approx(np.exp(np.mean(np.log(list(targets.values())))))
         for column in ("images", "device_hours", "train_pflop"):
             ours = np.array([reached(*held[row.method, row.size, seed], targets[seed], column) for seed in seeds])
