@@ -313,7 +313,7 @@ class Experiment:
         if provenance.get("config_sha256") != config.sha256():
             difference = _difference(provenance.get("config", {}), config.as_dict())
             raise ReproError(
-                f"{path}: made by another configuration ({difference}); delete it, or keep it and name another --results folder"
+                f"{path}: made by another configuration ({difference}); delete it, or keep it and name others: --results, --runs"
             )
         check_record(self, cell, record)
         return record
