@@ -350,7 +350,7 @@ def test_the_images_of_the_next_step_are_gathered_ahead_once_by_a_thread(of, on_
         rows = batches._pixels
         assert rows._ahead[0] == step + 1
         rows._ahead[1].result(timeout=60)
-        assert len(on_host) == step + 2
+        assert sum(thread in rows._gatherer._threads for thread in on_host) == step + 2  # one of an earlier test may end late
     assert {thread.name.partition("_")[0] for thread in on_host} == {"pixels"}
 
 
