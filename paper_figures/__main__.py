@@ -91,7 +91,7 @@ def _compare(options: argparse.Namespace) -> int:
             raise ReproError(f"{folder}: holds several experiments ({names}); name one of them: --experiment {found[0].resolve().name}")
         sides.append(Side.of(str(folder), known_records(found[0])))
     one, other = sides
-    print(compare_text(one, other, dict(pair for given in options.pair for pair in given) or None))
+    print(compare_text(one, other, options.pair))
     return 0
 
 
@@ -197,12 +197,12 @@ def _holds_records(folder: Path) -> bool:
     return next(folder.glob("*.json"), None) is not None
 
 
-def _pair(text: str) -> list[tuple[str, str]]:
+def _pairs(text: str) -> dict[str, str]:
     """Returns the methods of `A=B,C=D`."""
     pairs = [each.partition("=") for each in text.split(",")]
-    if not all(mine and sign and theirs for mine, sign, theirs in pairs):
+    if not all(mine and theirs for mine, _, theirs in pairs):
         raise argparse.ArgumentTypeError(f"must be A=B, a method of each folder, not {text!r}")
-    return [(mine, theirs) for mine, _, theirs in pairs]
+    return {mine: theirs for mine, _, theirs in pairs}
 
 
 def _positive(text: str) -> float:
@@ -232,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("verb", nargs="?", choices=(*VERBS, "compare"), default="all", help=verb_help)
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="of compare: two folders of records")
     pair_help = "of compare: which method of the first folder stands against which of the second (default: those of one name)"
-    parser.add_argument("--pair", type=_pair, action="append", default=[], metavar="A=B[,C=D]", help=pair_help)
+    parser.add_argument("--pair", type=_pairs, metavar="A=B[,C=D]", help=pair_help)
     target_help = "the quality that time to quality is measured to (default: the last value of each independent run)"
     parser.add_argument("--target", type=_positive, metavar="QUALITY", help=target_help)
     results_help = "folder of experiments, or one experiment's folder (default: results)"

@@ -30,11 +30,13 @@ class Side:
         name: What it is called.
         records: All of them, trials left out.
         grid: The judged cells.
+        by_name: All cells that are done, by name.
     """
 
     name: str
     records: Sequence[Record]
     grid: Grid
+    by_name: Mapping[str, Cell]
 
     @classmethod
     def of(cls, name: str, records: Sequence[Record]) -> "Side":
@@ -46,7 +48,8 @@ class Side:
         grid = Grid(records)
         if not grid.of:
             raise ReproError(f"{name}: no judged network in it; name the folder of an experiment whose cells have run")
-        return cls(name=name, records=[record for record in records if not record.get("trial")], grid=grid)
+        kept = [record for record in records if not record.get("trial")]
+        return cls(name=name, records=kept, grid=grid, by_name={cell.name: cell for cell in grid.cells})
 
 
 def compare_text(one: Side, other: Side, pairs: Mapping[str, str] | None = None) -> str:
@@ -135,7 +138,7 @@ def _row(one: Side, other: Side, pairs: Sequence[tuple[Cell, Cell]]) -> tuple[di
         difference += f" ({percent(found.low):+.1f} .. {percent(found.high):+.1f})" if found else ""
     if any(a.base != b.base for a, b in pairs if a.base and b.base):
         notes.append("Bases differ: the differences hold their chance, too")
-    paid = [(total_cost(a, _by_name(one)), total_cost(b, _by_name(other))) for a, b in pairs]
+    paid = [(total_cost(a, one.by_name), total_cost(b, other.by_name)) for a, b in pairs]
     return {
         "Quality, A": f"{statistics.fmean(a for a, _ in values):.2f}",
         "Quality, B": f"{statistics.fmean(b for _, b in values):.2f}",
@@ -144,10 +147,6 @@ def _row(one: Side, other: Side, pairs: Sequence[tuple[Cell, Cell]]) -> tuple[di
         "PFLOP": _ratio((a.train_pflop, b.train_pflop) for a, b in paid),
         "busy": any(a.busy or b.busy for a, b in paid),
     }, notes
-
-
-def _by_name(side: Side) -> dict[str, Cell]:
-    return {cell.name: cell for cell in side.grid.cells}
 
 
 def _ratio(pairs: Iterable[tuple[float | None, float | None]]) -> str:

@@ -39,7 +39,8 @@ def test_equal_folders_are_equal_to_the_last_digit(folders, capsys):
     one, _ = folders
     out, rows = compared(capsys, one, one)
     assert "In one way: settings, versions, devices and extractors agree." in out
-    assert all(row[2:5] == ["+0.0 % (+0.0 .. +0.0)", row[3], row[4]] for row in rows.values()) and len(rows) > 8
+    assert {row[2] for row in rows.values()} == {"+0.0 % (+0.0 .. +0.0)"} and len(rows) > 8
+    assert {ratio.rstrip("†") for row in rows.values() for ratio in row[3:5]} <= {"1.00 x", ""}
     same = re.search(r"(\d+) of (\d+) cells have the same values to the last digit", out)
     assert same[1] == same[2]
 
