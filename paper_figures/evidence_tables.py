@@ -157,11 +157,12 @@ def side_by_side_text(experiments: Sequence[Sequence[Record]]) -> str:
     titles: list[str] = []
     tables: list[pd.DataFrame] = []
     for records in experiments:
-        if Grid(records).variants():
+        grid = Grid(records)
+        if grid.variants():
             name = str(records[0]["experiment"])
-            judged = {name: records} | {f"{name}, {metric}": again for metric, again in second_opinions(records).items()}
+            judged = {name: grid} | {f"{name}, {metric}": Grid(again) for metric, again in second_opinions(records).items()}
             titles += judged
-            tables += [claims_table(Grid(each)) for each in judged.values()]
+            tables += map(claims_table, judged.values())
     if len(tables) < 2:
         return ""
     recorded = pd.concat([table["verdict"] != NO_RECORDS for table in tables], axis=1).any(axis=1)

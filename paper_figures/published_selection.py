@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paper_figures.published import Protocol, Published, Reference
+from repro.config.known_sets import known_as
 from repro.errors import ReproError
 from repro.experiment.records import Record
 
@@ -106,11 +107,10 @@ def _protocol_of(record: Record) -> Protocol:
     quality, sampler, reference = (_part(record, *path) for path in (("quality",), ("quality", "sampler"), ("quality", "reference")))
     config = _part(record, "provenance", "config")
     data, known = _part(config, "data"), all(reference.get(key) for key in ("name", "n"))
-    smaller = f"-downsampled-{data['downsampling']}" if data.get("downsampling", 1) != 1 else ""
     # The configuration names a hash where the images are not the official files; of a folder there are none.
     copy = "" if data.get("holds") else str(data.get("sha256") or "")
     return Protocol(
-        data=str(data.get("holds") or data.get("name")) + smaller,
+        data=known_as(str(data.get("name")), str(data.get("holds") or ""), data.get("downsampling", 1)),
         resolution=next((part["sample_size"] for part in config.values() if isinstance(part, dict) and "sample_size" in part), None),
         class_conditional=data.get("condition", "none") != "none",
         metric=METRIC,

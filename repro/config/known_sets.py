@@ -41,3 +41,8 @@ KNOWN_SETS = {
         origin="made of its images by dataset_tool.py, https://github.com/NVlabs/edm#preparing-datasets",
     ),
 }
+
+
+def known_as(name: str, holds: str = "", downsampling: int = 1) -> str:
+    """Returns what images are called in records and among published figures, from the keys of `[data]`."""
+    return (holds or name) + (f"-downsampled-{downsampling}" if downsampling != 1 else "")

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from repro.config.known_sets import KNOWN_SETS
+from repro.config.known_sets import KNOWN_SETS, known_as
 from repro.errors import ReproError
 
 DATA_SETS = ("digits", "cifar10", "folder")
@@ -94,8 +94,7 @@ class Data:
     @property
     def known_as(self) -> str:
         """The name of the images in records and among published figures."""
-        name = self.holds or self.name
-        return name if self.downsampling == 1 else f"{name}-downsampled-{self.downsampling}"
+        return known_as(self.name, self.holds, self.downsampling)
 
 
 @dataclass(frozen=True, kw_only=True)
