@@ -217,10 +217,12 @@ def _status_text(options: argparse.Namespace, experiment: "Experiment") -> str:
 
 
 def _sizes(options: argparse.Namespace) -> int:
+    budget = _budget(options)
     if options.network:
         from repro.deliver.network_sizes import describe_network
 
         unread = {"--config": options.config, "--set": options.set, "--baselines": options.baselines, "--recorded": options.recorded}
+        unread["--max-..."] = budget
         for flag, given in unread.items():
             if given:
                 raise ReproError(f"{flag}: goes without --network, whose sizes follow from its own file; leave one of the two out")
@@ -234,7 +236,7 @@ def _sizes(options: argparse.Namespace) -> int:
     if options.recorded:
         from repro.deliver.recorded_sizes import describe_recorded
 
-        for flag, given in {"--allocation": options.allocation, "--baselines": options.baselines}.items():
+        for flag, given in {"--allocation": options.allocation, "--baselines": options.baselines, "--max-...": budget}.items():
             if given:
                 raise ReproError(f"{flag}: goes without --recorded, which builds no network; leave one of the two out")
         print(describe_recorded(_experiment(options), only=options.sizes, as_json=options.json))
@@ -242,6 +244,14 @@ def _sizes(options: argparse.Namespace) -> int:
     if options.allocation:
         options.set.append(f'allocation.rule="{options.allocation}"')
     experiment = _experiment(options)
+    if budget:
+        from repro.deliver.largest_size import describe_largest
+
+        for flag, given in {"--sizes": options.sizes, "--baselines": options.baselines}.items():
+            if given:
+                raise ReproError(f"{flag}: goes without a budget such as --max-params, which says the size; leave one of the two out")
+        print(describe_largest(experiment, budget, as_json=options.json))
+        return 0
     from repro.deliver.sizes import describe_sizes
 
     print(describe_sizes(experiment, only=options.sizes, pruned=options.baselines, as_json=options.json))
@@ -315,16 +325,21 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _choose(options: argparse.Namespace) -> int:
+def _budget(options: argparse.Namespace) -> dict[str, float]:
+    """Returns the limits that were given."""
     limits = {"params": options.max_params, "macs": options.max_macs}
     limits |= {"latency_ms": options.max_latency_ms, "memory_mb": options.max_memory_mb}
+    return {key: limit for key, limit in limits.items() if limit is not None}
+
+
+def _choose(options: argparse.Namespace) -> int:
     if not options.out and (options.onnx or options.between):
         raise ReproError(f"{'--onnx' if options.onnx else '--between'}: goes with --out DIR")
     experiment = _experiment(options)
     from repro.deliver.choice_text import choice_text
     from repro.deliver.choose import choose
 
-    choice = choose(experiment, {key: limit for key, limit in limits.items() if limit is not None}, seed=options.seed)
+    choice = choose(experiment, _budget(options), seed=options.seed)
     if options.measure:
         from repro.deliver.between import measure_between
 

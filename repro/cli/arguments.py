@@ -27,6 +27,7 @@ EPILOG = """examples:
   python -m repro status --watch                          what is done, running, interrupted, failed, missing
   python -m repro sizes --allocation uniform              what each size realises
   python -m repro sizes --network stable-diffusion-1.5    what the sizes of that network would be
+  python -m repro sizes --max-params 120k                 the largest size within a budget, and what training exactly it would take
   python -m repro choose --max-params 100k --out subnet   the best recorded subnet within a budget, as a folder that diffusers can load
   python -m repro extract --size 0.5 --out subnet         a folder that diffusers can load
   python -m paper_figures                                 tables and figures from the records
@@ -127,11 +128,12 @@ def _add_options(name: str, verb: argparse.ArgumentParser, default: Sequence[str
         verb.add_argument("--json", action="store_true", help="print JSON, with the width of every layer that a size narrows")
         verb.add_argument("--network", metavar="NAME", help=f"a network in place of --config's: {NETWORKS}, or a folder of diffusers")
         verb.add_argument("--sample-size", type=_sides, metavar="S|HxW", help="with --network: the images or latents that MACs count on")
-    if name == "choose":
+    if name in ("choose", "sizes"):
         for flag, unit in (("params", "parameters"), ("macs", "MACs of one image")):
             verb.add_argument(f"--max-{flag}", type=_quantity, metavar="N", help=f"the most {unit}, such as 20M or 3.4G")
         verb.add_argument("--max-latency-ms", type=float, metavar="MS", help="the highest latency of one image, measured on this machine")
         verb.add_argument("--max-memory-mb", type=float, metavar="MB", help="the highest peak memory: weights and activations of one image")
+    if name == "choose":
         verb.add_argument("--seed", type=int, default=0, metavar="K", help="the seed of the joint training run (default: 0)")
         verb.add_argument("--measure", action="store_true", help="measure the quality of the size in between")
         verb.add_argument("--out", type=Path, metavar="DIR", help="extract it into this folder, which must not exist")

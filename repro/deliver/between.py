@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from repro.deliver.candidates import Candidate, quality_of
+from repro.deliver.candidates import quality_of
 from repro.deliver.choose import METHOD, Between, Choice
-from repro.deliver.device_costs import measured
+from repro.deliver.device_costs import candidate_of, of_size
 from repro.deliver.extract import check_new, extract_subnet, save_subnet
 from repro.errors import ReproError
 from repro.experiment.artefacts import check_inputs, read_manifest
@@ -14,7 +14,6 @@ from repro.experiment.evaluate import draw_samples, judge
 from repro.experiment.run import load_model
 from repro.methods.plan import plan_of, ranking_scores, score_base
 from repro.methods.train_once import load_supernet
-from repro.models.cost import count_macs, count_params
 from repro.ofa.supernet import Supernet
 from repro.runtime.clock import Clock
 from repro.runtime.distributed import device
@@ -105,7 +104,7 @@ def _trained_between(
     """Returns the largest trained size that fits and was not measured, or else the largest untrained one, or why there is none."""
     best = None
     for size in sorted(size for size in trained.sizes if lower < size < upper):  # trained, but not among those that are measured
-        candidate = _candidate(experiment, trained, size, budget)
+        candidate = candidate_of(experiment, trained, size, budget)
         if not candidate.fits(budget):
             upper = size
             break
@@ -121,9 +120,9 @@ def _untrained(experiment: Experiment, budget: dict[str, float], seed: int, trai
     fits, fails, best = lower, upper, None
     for _ in range(SEARCH_STEPS):
         size = round((fits + fails) / 2, 4)
-        plan = plan_of(_with_sizes(experiment, size), base, importance, scores)
+        plan = plan_of(of_size(experiment, size), base, importance, scores)
         supernet = Supernet(trained.base, trained.pipes, plan)
-        candidate = _candidate(experiment, supernet, size, budget)
+        candidate = candidate_of(experiment, supernet, size, budget)
         if not candidate.fits(budget):
             fails = size
         else:
@@ -133,19 +132,6 @@ def _untrained(experiment: Experiment, budget: dict[str, float], seed: int, trai
     if not _nested(best.supernet, trained, lower, upper):
         return "the importances came out otherwise here than where the supernet was trained, so that the sizes would not be nested"
     return best
-
-
-def _candidate(experiment: Experiment, supernet: Supernet, size: float, budget: dict[str, float]) -> Candidate:
-    """Returns a subnet of a supernet with what it costs, its quality not measured."""
-    subnet = supernet.eval().extract(size)
-    counts = {"params": float(count_params(subnet.parameters())), "macs": float(count_macs(subnet, experiment.network_shape).total)}
-    (candidate,) = measured(experiment, [Candidate(size=size, costs=counts, quality=None)], [subnet], budget)
-    return candidate
-
-
-def _with_sizes(experiment: Experiment, size: float) -> Experiment:
-    sizes = replace(experiment.config.sizes, trained=(size,), reported=(size,))
-    return replace(experiment, config=replace(experiment.config, sizes=sizes))
 
 
 def _nested(between: Supernet, trained: Supernet, lower: float, upper: float) -> bool:

@@ -20,7 +20,12 @@ UNITS = {"params": "parameters", "macs": "MACs", "latency_ms": "ms", "memory_mb"
 
 def amount(key: str, value: float) -> str:
     """Returns a cost or a limit with its unit."""
-    return f"{value:,.0f} {UNITS[key]}" if key in ("params", "macs") else f"{value:,.3g} {UNITS[key]}"
+    return f"{cost_text(key, value)} {UNITS[key]}"
+
+
+def cost_text(key: str, value: float) -> str:
+    """Returns a cost without its unit."""
+    return f"{value:,.0f}" if key in ("params", "macs") else f"{value:,.3g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +80,11 @@ class Candidate:
     def fits(self, budget: dict[str, float]) -> bool:
         """Says whether it surely keeps every limit of a budget."""
         return not self.excess(budget) and not self.undecided(budget)
+
+    def verdict(self, budget: dict[str, float]) -> str:
+        """Says whether it keeps a budget, and which limits it breaks."""
+        excess = self.excess(budget)
+        return f"no: {', '.join(excess)}" if excess else "undecided" if self.undecided(budget) else "yes"
 
 
 def spread(ms: float, quartiles: Sequence[float]) -> str:

@@ -2,7 +2,7 @@
 
 from baselines.names import RECIPES
 from repro.deliver.averages import Cost
-from repro.deliver.candidates import UNITS, Candidate, amount, rivals, within_noise
+from repro.deliver.candidates import UNITS, Candidate, amount, cost_text, rivals, within_noise
 from repro.deliver.choose import METHOD, Choice
 from repro.experiment.cells import Experiment
 from repro.size_text import size_text
@@ -87,7 +87,6 @@ def _next_larger(choice: Choice) -> float:
 
 
 def _row(mark: str, candidate: Candidate, columns: list[str], budget: dict[str, float]) -> list[str]:
-    costs = [f"{candidate.costs[key]:,.0f}" if key in ("params", "macs") else f"{candidate.costs[key]:,.3g}" for key in columns]
-    quality, excess = candidate.quality.text() if candidate.quality else "not measured", candidate.excess(budget)
-    fits = f"no: {', '.join(excess)}" if excess else "undecided" if candidate.undecided(budget) else "yes"
-    return [mark, f"{candidate.size:g}", *costs, quality, fits]
+    costs = [cost_text(key, candidate.costs[key]) for key in columns]
+    quality = candidate.quality.text() if candidate.quality else "not measured"
+    return [mark, f"{candidate.size:g}", *costs, quality, candidate.verdict(budget)]

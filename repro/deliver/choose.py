@@ -71,9 +71,7 @@ def choose(experiment: Experiment, budget: dict[str, float], *, seed: int) -> Ch
     not_negative("--seed", seed, MOST_SEED)
     if not budget:
         raise ReproError(f"choose: give a budget: {', '.join(FLAGS.values())}")
-    for key, limit in budget.items():
-        if not limit > 0:
-            raise ReproError(f"{FLAGS[key]} {limit:g}: must be positive")
+    check_budget(budget)
     records = known_records(experiment.results)
     found = candidates(experiment, records, METHOD, seed, budget)
     if not found:
@@ -93,6 +91,17 @@ def choose(experiment: Experiment, budget: dict[str, float], *, seed: int) -> Ch
         raise ReproError(f"{flag}: no recorded subnet fits; the smallest, P = {size_text(found[-1].size)}, needs {needs}; allow more")
     chosen = min(fitting, key=lambda candidate: candidate.quality.mean if candidate.quality else float("inf"))
     return Choice(records=records, budget=budget, seed=seed, chosen=chosen, all=found, between=_between(experiment, budget, seed, found))
+
+
+def check_budget(budget: dict[str, float]) -> None:
+    """Makes sure that limits are positive.
+
+    Raises:
+        ReproError: One is not.
+    """
+    for key, limit in budget.items():
+        if not limit > 0:
+            raise ReproError(f"{FLAGS[key]} {limit:g}: must be positive")
 
 
 def _between(experiment: Experiment, budget: dict[str, float], seed: int, found: list[Candidate]) -> Between | str:

@@ -1,4 +1,4 @@
-"""Latency and memory of candidates on this machine."""
+"""Counts, latency and memory of candidates; the latter two on this machine."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,8 +9,9 @@ from torch import nn
 from repro.deliver.candidates import Candidate
 from repro.experiment.cells import Experiment
 from repro.experiment.records import Record
-from repro.models.cost import Latency, measure_latency, peak_bytes
+from repro.models.cost import Latency, count_macs, count_params, measure_latency, peak_bytes
 from repro.models.denoiser import build_base, with_widths
+from repro.ofa.supernet import Supernet
 from repro.runtime.distributed import device
 from repro.runtime.precision import autocast, laid_out, set_arithmetic
 from repro.runtime.provenance import device_name
@@ -22,6 +23,20 @@ LATENCY_ROUNDS = 2  # apart in time, so that a short disturbance hits one of the
 def networks_of(experiment: Experiment, records: Sequence[Record]) -> list[nn.Module]:
     """Returns untrained networks of the recorded widths."""
     return [with_widths(build_base(experiment.config.denoiser, seed=0), record["size"]["widths"]) for record in records]
+
+
+def of_size(experiment: Experiment, size: float) -> Experiment:
+    """Returns an experiment of one size, trained and reported."""
+    sizes = replace(experiment.config.sizes, trained=(size,), reported=(size,))
+    return replace(experiment, config=replace(experiment.config, sizes=sizes))
+
+
+def candidate_of(experiment: Experiment, supernet: Supernet, size: float, budget: dict[str, float]) -> Candidate:
+    """Returns a subnet of a supernet with what it costs, its quality not measured."""
+    subnet = supernet.eval().extract(size)
+    counts = {"params": float(count_params(subnet.parameters())), "macs": float(count_macs(subnet, experiment.network_shape).total)}
+    (candidate,) = measured(experiment, [Candidate(size=size, costs=counts, quality=None)], [subnet], budget)
+    return candidate
 
 
 def measured(

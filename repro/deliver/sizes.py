@@ -20,7 +20,8 @@ from repro.models.cost import count_macs, count_macs_torch_pruning, count_params
 from repro.models.denoiser import build_base, channel_widths, meta_base
 from repro.models.example import example_of
 from repro.ofa.accounting import params_at
-from repro.ofa.pipes import pipes_of
+from repro.ofa.importance import Importance
+from repro.ofa.pipes import Pipe, pipes_of
 from repro.ofa.supernet import Supernet
 from repro.runtime.distributed import device
 from repro.runtime.progress import say
@@ -51,15 +52,10 @@ def describe_sizes(experiment: Experiment, *, only: Sequence[float] | None, prun
     for asked in only or []:
         _check_trained(experiment, asked)
     config = experiment.config
-    cell = base_cell(config, 0)
-    if is_made(experiment, cell):
-        scored = load_model(experiment, cell).to(device())
-        importance, source = score_base(experiment, scored, 0), "the trained base's importances"
-    else:
-        importance, source = {}, "equal importances, since no base has been trained here"
     base = meta_base(config.denoiser)
     pipes = pipes_of(base, config.allocation.resampling_units)
-    plan = plan_of(experiment, base, {name: score.cpu() for name, score in importance.items()} or equal_importance(pipes))
+    importance, source = importance_here(experiment, pipes)
+    plan = plan_of(experiment, base, importance)
     supernet = Supernet(base, pipes, plan)
     rows: list[dict[str, Any]] = []
     for size in [size for size in supernet.sizes if only is None or size in only]:
@@ -83,6 +79,15 @@ def describe_sizes(experiment: Experiment, *, only: Sequence[float] | None, prun
         content = {"config": config.name, "allocation": config.allocation.rule, "importance": source, "sizes": rows}
         return json.dumps(content | ({"baselines": baselines} if pruned else {}), indent=2)
     return "\n".join([heading, "", *text_table([TITLES, *map(_row, rows)], "rrrrrl"), "", FOOTNOTE, *_pruned_lines(baselines)])
+
+
+def importance_here(experiment: Experiment, pipes: tuple[Pipe, ...]) -> tuple[Importance, str]:
+    """Returns the importances of the base of seed 0 where that lies in the runs folder, else equal ones; and which these are, in words."""
+    cell = base_cell(experiment.config, 0)
+    if not is_made(experiment, cell):
+        return equal_importance(pipes), "equal importances, since no base has been trained here"
+    scored = score_base(experiment, load_model(experiment, cell).to(device()), 0)
+    return {name: score.cpu() for name, score in scored.items()}, "the trained base's importances"
 
 
 def _check_trained(experiment: Experiment, asked: float) -> None:

@@ -162,6 +162,11 @@ def _allocate(pipes: tuple[Pipe, ...], importance: Importance, size: float, *, r
     raise ReproError(f"allocation.rule: unknown rule '{rule}'; use gradual, formula5 or uniform")
 
 
+def smallest_size(pipes: tuple[Pipe, ...], floor: float) -> float:
+    """Returns the size P of a network whose pipes all keep their floors: `gradual` reaches no smaller one."""
+    return sum(floor_units(pipe, floor) * pipe.params_per_unit for pipe in pipes) / internal_params(pipes)
+
+
 def gradual(pipes: tuple[Pipe, ...], importance: Importance, size: float, *, floor: float) -> Units:
     """Hands out one unit at a time until the size is met (paper, Algorithm 1, read as an exact budget).
 
@@ -174,11 +179,10 @@ def gradual(pipes: tuple[Pipe, ...], importance: Importance, size: float, *, flo
     """
     units = {pipe.name: floor_units(pipe, floor) for pipe in pipes}
     cost = {pipe.name: pipe.params_per_unit for pipe in pipes}
-    internal = internal_params(pipes)
     spent = sum(units[name] * cost[name] for name in units)
-    target = size * internal
+    target = size * internal_params(pipes)
     if target < spent - min(cost.values()) / 2:
-        least = f"the smallest size under allocation.floor = {floor:g} is {spent / internal:.4g}"
+        least = f"the smallest size under allocation.floor = {floor:g} is {smallest_size(pipes, floor):.4g}"
         raise ReproError(f"size {size_text(size)}: the plan cannot reach it; {least}")
     worth = {pipe.name: (unit_importance(pipe, importance[pipe.name]) / cost[pipe.name]).tolist() for pipe in pipes}
     # The pipes' next units, the one that is worth most on top; of several that are worth the same, that of the first pipe.
