@@ -26,6 +26,7 @@ from repro.runtime.heartbeat import duration
 from repro.runtime.precision import check_threads
 from repro.runtime.progress import say
 from repro.runtime.provenance import device_name
+from repro.runtime.watchers import check_watchers
 
 SMALL_PFLOP = 1.0  # hours at most, on any machine: not worth an estimate
 LONG_HOURS = 24.0
@@ -52,6 +53,7 @@ def preflight(experiment: Experiment, cells: list[Cell], *, yes: bool) -> float:
     begun = time.monotonic()
     check_threads(experiment.config.compute)
     experiment.check_parts()
+    check_watchers(experiment.config.execution.watchers)
     _check_ranks(experiment, todo)
     data = experiment.config.data
     check_there(Path(data.folder).expanduser(), KNOWN_SETS.get(data.holds))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from repro.cli.arguments import DEFAULT_CONFIG, DEFAULT_PLACES, Verb, parser
-from repro.cli.ending import ended
+from repro.cli.ending import ended, notify
 from repro.config import load_config
 from repro.config.sections import check
 from repro.errors import INTERRUPTED, ReproError
@@ -51,14 +51,21 @@ def main(
     """
     default = list(default) or [method.name for method in own if method.judged] or list(DEFAULT)
 
+    given = argparse.Namespace(own=own, parts=parts, default=default, program=program, notify=None)
+
     def command() -> int:
-        given = argparse.Namespace(own=own, parts=parts, default=default, program=program)
         options = parser(VERBS, program=program, default=default).parse_args(arguments, given)
         return int(options.verb(options))
 
     words = sys.argv[1:] if arguments is None else arguments
     cut_short = words[:1] == ["run"] and {"-h", "--help"}.isdisjoint(words)  # the same command resumes an unfinished run
-    return ended(command, unread=INTERRUPTED if cut_short else 0)
+    code = 1
+    try:
+        code = ended(command, unread=INTERRUPTED if cut_short else 0)
+    finally:  # after what nobody foresaw, too
+        if given.notify:
+            notify(given.notify, code)
+    return code
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -122,6 +129,8 @@ def _check_launch(options: argparse.Namespace) -> None:
             )
     if options.hostfile and options.slurm:
         raise ReproError("--slurm: goes without --hostfile; the scheduler chooses the hosts")
+    if options.slurm and options.notify:
+        raise ReproError("--notify: goes without --slurm, whose jobs end later; --set 'cluster.options=[\"--mail-type=END,FAIL\"]' does")
     if options.submit and not options.slurm:
         raise ReproError("--submit: goes with --slurm DIR")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (several or options.hostfile or options.slurm):

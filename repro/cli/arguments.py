@@ -114,6 +114,7 @@ def _add_options(name: str, verb: argparse.ArgumentParser, default: Sequence[str
         verb.add_argument("--hostfile", type=Path, metavar="FILE", help="ranks on other machines, through DeepSpeed's launcher")
         verb.add_argument("--slurm", type=Path, metavar="DIR", help="write a Slurm job array there, one index per cell, and stop")
         verb.add_argument("--submit", action="store_true", help="with --slurm: submit it too")
+        verb.add_argument("--notify", metavar="COMMAND", help="a shell command for the end, of whatever kind; it finds OFA_STATUS set")
         verb.add_argument(
             "--dry-run", action="store_true", help="show the cells in their order and what they would take, and start nothing"
         )

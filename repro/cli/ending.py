@@ -1,10 +1,14 @@
 """Turns mistakes, failures and interruptions of a command into one line and an exit code, never a traceback."""
 
 import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 
 from repro.errors import INTERRUPTED, InterruptionError, LostRankError, ReproError
+
+NOTIFY_SEC = 60
 
 
 def ended(command: Callable[[], int], *, unread: int = 0) -> int:
@@ -25,6 +29,26 @@ def ended(command: Callable[[], int], *, unread: int = 0) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing more may be written to it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return unread
+
+
+def notify(command: str, code: int) -> None:
+    """Runs a shell command that tells of the end of a run, from its first rank; a failure of it is said, and changes nothing.
+
+    Args:
+        command: Finds OFA_STATUS (done, failed, refused or interrupted), OFA_EXIT_CODE, and the run's own command as OFA_COMMAND.
+        code: The run's exit code.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    status = {0: "done", 1: "failed", 2: "refused"}.get(code, "interrupted")
+    told = {"OFA_STATUS": status, "OFA_EXIT_CODE": str(code), "OFA_COMMAND": shlex.join(sys.argv)}
+    try:
+        done = subprocess.run(["/bin/sh", "-c", command], env=os.environ | told, check=False, timeout=NOTIFY_SEC)
+        problem = f"ended with code {done.returncode}" if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = str(error)
+    if problem:
+        print(f"--notify: the command {problem}; the run itself: {status}", file=sys.stderr)
 
 
 def _told(command: Callable[[], int]) -> tuple[int, str]:

@@ -5,8 +5,9 @@ They are no part of a configuration's hash, so an experiment may go on under oth
 
 from dataclasses import dataclass
 
-from repro.config.sections import MOST_HOURS, MOST_STEPS, check, not_negative, within
+from repro.config.sections import MOST_HOURS, MOST_STEPS, check, not_negative, one_of, within
 
+WATCHERS = ("tensorboard", "wandb")
 MOST_MACHINES, MOST_MEMORY = 2**16, 10**6  # nodes, cores or GPUs; GB
 
 
@@ -20,20 +21,22 @@ class Execution:
         checkpoint_minutes: The longest time between two checkpoints, beside `checkpoint_every_steps`.
         checkpoints_kept: How many of the newest are kept, for the case that the newest is damaged.
         rank_timeout_sec: How long a rank may give no sign of life before the others name it and stop.
-        tensorboard: Whether losses also go to TensorBoard, through DeepSpeed's monitor.
+        watchers: Where losses, rates, points of curves and samples go while a run goes on: "tensorboard", "wandb", or both.
     """
 
     memory_gib: float = 0.0
     checkpoint_minutes: float = 10.0
     checkpoints_kept: int = 2
     rank_timeout_sec: float = 300.0
-    tensorboard: bool = False
+    watchers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         not_negative("memory_gib", self.memory_gib, MOST_MEMORY, "0 sets no limit of its own")
         for key, most in {"checkpoint_minutes": MOST_HOURS * 60, "rank_timeout_sec": MOST_HOURS * 3600}.items():
             check(key, 0 < getattr(self, key) <= most, f"must be positive, and at most {most:,}")
         within("checkpoints_kept", self.checkpoints_kept, MOST_STEPS)
+        for name in self.watchers:
+            one_of("watchers", name, WATCHERS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ PASSING = (
     "branches",
     "samples",
     "tensorboard",
+    "wandb",
 )  # beside what was made, and of no cell's identity
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from repro.config import Training, changed
 from repro.data.images import Images
@@ -60,7 +60,8 @@ def judge_curves(experiment: Experiment, networks: Networks, cell: Cell, made: M
                 network = laid_out(extracted.to(distributed.device()), experiment.config.compute, distributed.device()).eval()
                 found[size_text(size)] = {"validation_loss": validation_loss(experiment, network)}
                 if step in by_metric:
-                    quality = _quality(experiment, network, cell, made.digest, report, of=f"{step}-{size_text(size)}")
+                    quality, strip = _quality(experiment, network, cell, made.digest, report, of=f"{step}-{size_text(size)}")
+                    report.watch.image(f"curve/{size_text(size)}/samples", strip, about["images"])
                     told = about_metric(quality)
                     found[size_text(size)]["value"] = quality.get("mean")
             about |= {"sizes": found, "metric": told}
@@ -69,6 +70,9 @@ def judge_curves(experiment: Experiment, networks: Networks, cell: Cell, made: M
             distributed.wait_for_all()
         told = about.pop("metric", None)
         points.append({"step": step} | about)
+        for size, values in about["sizes"].items():
+            known = {f"curve/{size}/{name}": value for name, value in values.items() if value is not None}
+            report.watch.scalars(known, about["images"])
     return {"validation": about_validation(experiment), "metric": told, "cooldown": curves.cooldown, "points": points}
 
 
@@ -120,14 +124,16 @@ def about_metric(quality: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in quality.items() if key not in ("mean", "values", "kid")}
 
 
-def _quality(experiment: Experiment, network: nn.Module, cell: Cell, digest: str, report: CellProgress, *, of: str) -> dict[str, Any]:
-    """Judges a network as one that is finished, but by fewer samples, from one sampling seed."""
+def _quality(
+    experiment: Experiment, network: nn.Module, cell: Cell, digest: str, report: CellProgress, *, of: str
+) -> tuple[dict[str, Any], Tensor]:
+    """Judges a network as one that is finished, but by fewer samples, from one sampling seed; returns the first of them, too."""
     settings, curves = experiment.config.evaluation, experiment.config.curves
     assert curves is not None
     fewer = {"evaluation.samples": curves.samples, "evaluation.sampling_seeds": settings.sampling_seeds[:1]}
     this = dataclasses.replace(experiment, config=changed(experiment.config, fewer))
     sets = evaluate.draw_samples(this, network, cell, f"{digest} {of}", report, of=of)
-    return evaluate.judge(this, sets, this.images.pixels, report, sampled=True, further=False)
+    return evaluate.judge(this, sets, this.images.pixels, report, sampled=True, further=False), evaluate.strip_of(sets[0])
 
 
 def folder_of_branch(experiment: Experiment, cell: Cell, step: int) -> Path:

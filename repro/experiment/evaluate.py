@@ -190,10 +190,14 @@ def _measured(
     return found
 
 
+def strip_of(pixels: Tensor) -> Tensor:
+    """Returns the first images of a set side by side, uint8 [C, H, N * W]."""
+    return torch.cat(list(pixels[:STRIP_IMAGES]), dim=2)
+
+
 def save_strip(pixels: Tensor, results: Path, cell_name: str) -> dict[str, Any]:
     """Saves the first images of a set side by side, losslessly, beside the records."""
-    chosen = pixels[:STRIP_IMAGES]
-    content = png_of(torch.cat(list(chosen), dim=2))
+    chosen, content = pixels[:STRIP_IMAGES], png_of(strip_of(pixels))
     write_atomically(results / "samples" / f"{cell_name}.png", content)
     about = {"count": len(chosen), "height": chosen.shape[2], "width": chosen.shape[3]}
     return {"file": f"samples/{cell_name}.png", "sha256": hashlib.sha256(content).hexdigest()} | about

@@ -39,6 +39,7 @@ from repro.runtime.clock import Clock
 from repro.runtime.heartbeat import HEARTBEAT
 from repro.runtime.precision import checked_kernels, set_arithmetic
 from repro.runtime.progress import CellProgress, say
+from repro.runtime.watchers import Watchers
 from repro.training.checkpoint import newest_environment, saved_steps
 from repro.training.loop import CHECKPOINTS, Run, train
 
@@ -138,6 +139,7 @@ def train_cell(
         inputs=inputs_of(experiment, cell),
         compute=config.compute,
         execution=config.execution,
+        watch=report.watch.scalars,
         accumulation=accumulation,
         split=NoisyBatch.parts,
         snapshots=() if branches else points,
@@ -242,7 +244,9 @@ def _run_cell(experiment: Experiment, method: Method, cell: Cell, label: str, st
     """Makes and judges a cell and writes its record, also when it fails."""
     provenance.reset_peak_memory()
     clock = Clock(started, distributed.ranks(), partial(gpu.synchronize, distributed.device()))
-    report = CellProgress(f"{label} {cell.name}", clock, experiment.folder(cell), experiment.identity(cell))
+    with clock.phase("evaluate"):  # watching is no training
+        watch = Watchers(experiment.config.execution.watchers, experiment.folder(cell), cell.name, experiment.identity(cell))
+    report = CellProgress(f"{label} {cell.name}", clock, experiment.folder(cell), experiment.identity(cell), watch)
     record = blank_record(experiment, method, cell)
     try:
         product, made = _make(experiment, method, cell, clock, report)
@@ -263,6 +267,7 @@ def _run_cell(experiment: Experiment, method: Method, cell: Cell, label: str, st
         raise
     finally:
         report.close()
+        watch.close()
     record["training"] = product.training
     record["made"] = {"sha256": made.digest, "inputs": made.inputs}
     record["base"] = origin(experiment.config, cell.seed) | {"sha256": product.base_sha256} if product.base_sha256 else None
@@ -348,6 +353,9 @@ def _judge(experiment: Experiment, method: Method, cell: Cell, product: Product,
     parts["quality"] = evaluate.judge(experiment, sets, reference, report, sampled=product.model is not None)
     if distributed.rank() == 0:
         parts["samples"] = evaluate.save_strip(sets[0], experiment.results, cell.name)
+        images = product.training["images"] if product.training else 0
+        report.watch.scalars({f"quality/{parts['quality']['metric']}": parts["quality"]["mean"]}, images)
+        report.watch.image("samples", evaluate.strip_of(sets[0]), images)
         if product.model is not None:
             parts["latency"] = latency_of_network(experiment, product.model)
     return parts

@@ -17,6 +17,7 @@ from repro.runtime.clock import Clock
 from repro.runtime.energy import EnergyMeter
 from repro.runtime.heartbeat import HEARTBEAT, read_heartbeat
 from repro.runtime.provenance import device_name, now_utc
+from repro.runtime.watchers import Watchers
 
 HEARTBEAT_SEC = 1.0
 PLAIN_LINE_SEC = 30.0
@@ -53,8 +54,10 @@ class CellProgress:
         clock: The cell's clock, whose phases go into the heartbeat.
         folder: Where the heartbeat is written.
         identity: Names the run; the heartbeat of another one is not taken up.
+        watch: Who is shown the cell's numbers and images besides; nobody by default.
 
     Attributes:
+        watch: The same.
         last_seen: The phases, in device-seconds, at the last heartbeat of an earlier life; empty where there was none.
         lives: How many processes have worked on the cell, this one included.
         devices: What they ran on.
@@ -62,7 +65,8 @@ class CellProgress:
         changed: What was no longer the same in a later one, for the record.
     """
 
-    def __init__(self, label: str, clock: Clock, folder: Path, identity: str) -> None:
+    def __init__(self, label: str, clock: Clock, folder: Path, identity: str, watch: Watchers | None = None) -> None:
+        self.watch = watch or Watchers()
         self._label = label
         self._clock = clock
         self._folder = folder

@@ -26,15 +26,14 @@ def clips_itself(settings: Training) -> bool:
     return settings.gradient_clipping > 0 and settings.zero_stage == 0
 
 
-def engine_of(module: nn.Module, settings: Training, execution: Execution, *, accumulation: int, log: str) -> Any:
+def engine_of(module: nn.Module, settings: Training, execution: Execution, *, accumulation: int) -> Any:
     """Wraps a module for DeepSpeed, with its optimiser.
 
     Args:
         module: What is trained, on its device, in contiguous layout: DeepSpeed sends the weights from rank to rank as bytes.
         settings: The budget.
-        execution: Whether TensorBoard is told, and when a silent rank is given up.
+        execution: When a silent rank is given up.
         accumulation: In how many parts a rank takes its slice of a batch.
-        log: The folder of TensorBoard's events.
     """
     distributed.start(execution.rank_timeout_sec)
     engine, *_ = distributed.engine_library().initialize(
@@ -48,7 +47,6 @@ def engine_of(module: nn.Module, settings: Training, execution: Execution, *, ac
             "gradient_clipping": 0.0 if clips_itself(settings) else settings.gradient_clipping,
             "zero_optimization": {"stage": settings.zero_stage},
             "steps_per_print": 10**12,
-            "tensorboard": {"enabled": execution.tensorboard, "output_path": log, "job_name": "tensorboard"},
             "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice a step
         },
     )

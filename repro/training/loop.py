@@ -52,7 +52,8 @@ class Run(Generic[Batch]):
         folder: Keeps the checkpoints, in a folder of their own; None keeps nothing.
         inputs: What it is made from, as in a manifest; a checkpoint that began from something else is refused.
         compute: Precision and memory layout.
-        execution: When checkpoints are written and how many are kept, and whether TensorBoard is told.
+        execution: When checkpoints are written and how many are kept.
+        watch: Is told the loss and the rate at each point of the curve, and after how many images that is; on the first rank.
         accumulation: In how many parts a rank takes its slice of a batch, one after the other.
         split: Deals a slice out in that many equal parts; needed where there is more than one.
         compiled: The modules that go through `torch.compile`; none by default.
@@ -72,6 +73,7 @@ class Run(Generic[Batch]):
     inputs: dict[str, str] = field(default_factory=dict)
     compute: Compute = field(default_factory=Compute)
     execution: Execution = field(default_factory=Execution)
+    watch: Callable[[dict[str, float], int], None] = lambda _values, _images: None
     accumulation: int = 1
     split: Callable[[Batch, int], list[Batch]] = lambda batch, _count: [batch]
     compiled: tuple[nn.Module, ...] = ()
@@ -121,7 +123,7 @@ def _train(
     layout = run.compute if settings.zero_stage == 0 else replace(run.compute, channels_last=False)
     if run.compiled:
         _warm_up(laid_out(module, layout, distributed.device()), run)
-    engine = engine_of(restore_layout(module), settings, run.execution, accumulation=run.accumulation, log=str(run.folder))
+    engine = engine_of(restore_layout(module), settings, run.execution, accumulation=run.accumulation)
     laid_out(module, layout, distributed.device())
     ema = EMAModel(module.parameters(), foreach=True)
     step, curve, pending = 0, [], []
@@ -221,13 +223,11 @@ class _Loop(Generic[Batch]):
         return mean
 
     def _point(self, step: int, mean: float) -> None:
-        """Adds a point to the training curve, and to TensorBoard's."""
+        """Adds a point to the training curve."""
         self.curve.append([step, mean])
         self.pending = []
-        if self.run_.execution.tensorboard and distributed.rank() == 0:
-            images = step * self.settings.batch_size
-            rate = self.settings.learning_rate * self.schedule(step - 1)
-            self.engine.monitor.write_events([("train/loss", mean, images), ("train/learning_rate", rate, images)])
+        rate = self.settings.learning_rate * self.schedule(step - 1)
+        self.run_.watch({"train/loss": mean, "train/learning_rate": rate}, step * self.settings.batch_size)
 
     def _snapshot(self, step: int) -> None:
         """Keeps the average of the weights, from the first rank; judging is no training, so no rank's time that this takes is overhead."""

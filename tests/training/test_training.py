@@ -699,15 +699,6 @@ def test_checkpoints_come_by_time_as_well_and_the_newest_are_kept(tmp_path):
     assert saved_steps(tmp_path / "checkpoints") == [99, 98, 97]
 
 
-def test_losses_go_to_tensorboard_where_that_is_asked_for(tmp_path):
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    budget = Training(steps=10, batch_size=4, learning_rate=1e-3)
-    train(torch.nn.Linear(1, 1), toy(tmp_path, [step + 1.0 for step in range(10)], tensorboard=True), budget, Clock(), quiet)
-    (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
-    read = events.EventAccumulator(str(folder)).Reload()
-    assert [(event.step, event.value) for event in read.Scalars("train/loss")] == [(4 * (step + 1), step + 1.0) for step in range(10)]
-
-
 @pytest.mark.parametrize(
     "damage",
     ["middle", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cut", "stranger", "head", "tail", "empty", "garbage"))],
