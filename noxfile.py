@@ -130,6 +130,12 @@ def report(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Write pages of `repro.api` from its docstrings, offline, into site/."""
+    session.run(_python(session, "docs"), "-m", "pdoc", "--docformat", "google", "--output-directory", "site", "repro.api")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure what the harness costs on this machine beside plain loops, in pairs: about ten minutes on a CPU."""
     session.run(_python(session, "bench"), "-m", "repro.bench", *session.posargs)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from baselines.names import RECIPES
 from repro.config import Config, changed
+from repro.config.sections import one_of
 from repro.errors import ReproError
 from repro.experiment.cells import (
     Cell,
@@ -78,7 +79,12 @@ def _allocated(config: Config) -> str:
 
 
 def needs_base(config: Config, cell: Cell) -> tuple[Cell, ...]:
-    """Returns the base of a cell's seed, as the one cell that it needs."""
+    """Returns the base of a cell's seed, as the one cell that it needs: what `Method.needs` of a method that starts from the base is.
+
+    Args:
+        config: The configuration, which says whether every seed has a base of its own.
+        cell: The cell that starts from it.
+    """
     return (base_cell(config, cell.seed),)
 
 
@@ -144,7 +150,11 @@ def trained_alone(
         summary: One line for the help.
         variant: What it changes of another method.
         criterion: Scores the channels in place of the recipe's own.
+
+    Raises:
+        ReproError: It is no such recipe.
     """
+    one_of(f"trained_alone, method '{name}': recipe", recipe, (*RECIPES, name) if criterion else tuple(RECIPES))
     # At size 1 nothing is pruned: the recipes that inherit weights would be one run under several names; diff_pruning holds it. How
     # channels are chosen changes nothing there either.
     own_whole = recipe == "scratch" or (recipe == "diff_pruning" and (variant is None or variant.factor not in PRUNING_FACTORS))

@@ -338,7 +338,12 @@ def contradicts_method(record: Record, methods: Mapping[str, Method]) -> str:
 
 
 def base_cell(config: Config, seed: int) -> Cell:
-    """Returns the cell that everything at a seed starts from: a base of its own, or the one that was given for all seeds."""
+    """Returns the cell that everything at a seed starts from: a base of its own, or the one that was given for all seeds.
+
+    Args:
+        config: The configuration, whose section `base` says which.
+        seed: The seed of what starts from it.
+    """
     return Cell(method=BASE, size=1.0, seed=seed if config.base.one_for_each_seed else 0)
 
 

@@ -87,6 +87,9 @@ class Parts:
 def parts_of(own: "Sequence[Part]") -> Parts:
     """Sorts what a script brings beside methods.
 
+    Args:
+        own: Metrics, samplers, formulations, spaces and conditions, and classes of architectures.
+
     Raises:
         ReproError: Something is no part, or has a name that another has, or that a record cannot have.
     """

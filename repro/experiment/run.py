@@ -219,6 +219,10 @@ def cells_to_run(experiment: Experiment, cells: list[Cell]) -> list[Cell]:
 def load_model(experiment: Experiment, cell: Cell) -> PrunedDenoiser:
     """Loads the network that a cell made.
 
+    Args:
+        experiment: The configuration and its folders.
+        cell: One that makes a network, such as `base_cell(config, 0)`.
+
     Raises:
         ReproError: The cell has not been run here, another configuration ran it, or its files are not what was written.
     """

@@ -17,7 +17,16 @@ from repro.runtime.seeds import derive_seed
 
 
 def score_base(experiment: Experiment, base: nn.Module, seed: int) -> Importance:
-    """Scores the channels of a base on training images without augmentation (paper, Formula 4); the ranks share the batches."""
+    """Scores the channels of a base on training images without augmentation (paper, Formula 4); the ranks share the batches.
+
+    Args:
+        experiment: The configuration, whose section `importance` says on how many images, and its data.
+        base: The network, on its device.
+        seed: Draws images, noise and noise levels.
+
+    Returns:
+        Pipe name -> importances of its channels, shape [width], on the CPU.
+    """
     settings, pipes = experiment.config.importance, pipes_of(base, experiment.config.allocation.resampling_units)
     batches = plain_batches(experiment, settings.batch_size, seed)
     count = settings.images // settings.batch_size
@@ -53,7 +62,17 @@ def equal_importance(pipes: tuple[Pipe, ...]) -> Importance:
 
 
 def plan_of(experiment: Experiment, base: nn.Module, importance: Importance, scores: Importance | None = None) -> Plan:
-    """Computes the plan of a base for the trained sizes; `scores` rank the channels where the importances do not."""
+    """Computes the plan of a base for the trained sizes: which channels of each pipe every size keeps.
+
+    Args:
+        experiment: The configuration, whose section `allocation` has the rule and the floor.
+        base: The network, which may lie on the meta device.
+        importance: Pipe name -> importances of its channels, shape [width]; they say how many channels a pipe keeps.
+        scores: Pipe name -> what ranks its channels, likewise; the importances by default.
+
+    Raises:
+        ReproError: A size is below what the floors of all pipes together allow.
+    """
     settings = experiment.config.allocation
     return make_plan(
         pipes_of(base, settings.resampling_units),

@@ -39,7 +39,17 @@ def losses_of(experiment: Experiment, base: nn.Module, settings: Training) -> tu
 def train_alone(
     experiment: Experiment, cell: Cell, model: Any, settings: Training, clock: Clock, report: CellProgress, teacher: nn.Module
 ) -> dict[str, Any]:
-    """Trains one network of one size; the teacher is asked where the settings say so."""
+    """Trains one network of one size in place, and returns what the record says of it.
+
+    Args:
+        experiment: The configuration and its folders.
+        cell: The cell; its seed and identity are the run's.
+        model: The network, on the CPU or its device.
+        settings: The budget, such as `experiment.config.baseline_training`.
+        clock: The cell's clock.
+        report: The cell's bar.
+        teacher: The base, which is asked where `settings.distillation` says so.
+    """
     losses, taught = losses_of(experiment, teacher, settings)
     macs = count_macs(model, experiment.network_shape).total + taught
 

@@ -8,7 +8,13 @@ from repro.models.flop import activation_gradient_pflop, train_pflop
 
 
 def formula4_work(experiment: Experiment, cells: Sequence[Cell], costs: Costs) -> list[Stage]:
-    """Returns Formula 4's scoring of the base, once for each cell, and what follows it by the method's budget."""
+    """Returns Formula 4's scoring of the base, once for each cell, and what follows it by the method's budget.
+
+    Args:
+        experiment: The experiment, under the configuration of the cells' method.
+        cells: Those of one method that are to be made; at least one.
+        costs: Of every size of these cells, and of every trained one.
+    """
     images = len(cells) * experiment.config.importance.images
     pflop = activation_gradient_pflop(costs.macs[1.0], images)
     scoring = Stage(name=f"{cells[0].method}: importance", kind="training", images=images, passes=images, pflop=pflop)

@@ -181,7 +181,12 @@ def cached_features(pixels: Tensor, name: str, layer: FeatureLayer, cache: Path,
 
 
 def frechet_distance(features: Tensor, reference: Tensor) -> float:
-    """Returns the Frechet distance between two sets of features, [N, F] and [M, F] (Heusel et al., 2017, Eq. 6)."""
+    """Returns the Frechet distance between two sets of features (Heusel et al., 2017, Eq. 6), by torch-fidelity; 0 where they are alike.
+
+    Args:
+        features: Of the images that are judged, float, shape [N, F].
+        reference: Of those that they are held against, float, shape [M, F].
+    """
     statistics = [fid_features_to_statistics(each) for each in (features, reference)]
     return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
 

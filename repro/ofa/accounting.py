@@ -37,7 +37,13 @@ def params_at(base: nn.Module, size: float, resampling_units: str = "pruned") ->
 
 
 def size_of(base: nn.Module, model: nn.Module, resampling_units: str = "pruned") -> float:
-    """Returns the size P that a network's parameters amount to, the inverse of `params_at`."""
+    """Returns the size P that a network's parameters amount to, the inverse of `params_at`.
+
+    Args:
+        base: The network at P = 1; either may lie on the meta device.
+        model: The pruned one, of the same architecture.
+        resampling_units: "pruned", or "whole" where units that change the resolution have no pipe, see `pipes_of`.
+    """
     params, params_base = count_params(model.parameters()), count_params(base.parameters())
     return realised_size(params, params_base=params_base, params_internal=internal_params(pipes_of(base, resampling_units)))
 

@@ -1,6 +1,8 @@
 """A script has the command line's verbs, messages and exit codes; and a reader that leaves early ends a command quietly."""
 
+import inspect
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -8,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from repro.api import METHODS, Law, Method, Product, main, needs_base, trained_alone, trained_once
+from repro import api
+from repro.api import METHODS, Law, Method, Product, ReproError, main, needs_base, trained_alone, trained_once
 from repro.experiment.cells import Experiment, plan_cells
 from repro.launch.slurm import write_slurm
 from repro.program import MODULE, Program
@@ -56,6 +59,33 @@ def ran(tmp_path_factory):
     done = script(folder, "run", "--sizes", "0.5", "--parallel-cells", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", [name for name in api.__all__ if inspect.isfunction(getattr(api, name))])
+def test_a_public_function_says_what_each_of_its_arguments_is(name):
+    function = getattr(api, name)
+    told = inspect.getdoc(function).partition("Args:\n")[2].partition("\n\n")[0]
+    assert re.findall(r"^    (\w+):", told, flags=re.MULTILINE) == [*inspect.signature(function).parameters]
+
+
+@pytest.mark.quick
+def test_a_recipe_that_does_not_exist_is_refused_where_it_is_named():
+    with pytest.raises(
+        ReproError, match=r"trained_alone, method 'own': recipe: unknown value 'randon', use diff_pruning.*; did you mean 'random'"
+    ):
+        trained_alone("own", "randon", "pruned at random")
+    trained_alone("own", "own", "by a criterion of its own", criterion=lambda _task: None)
+
+
+@pytest.mark.slow
+def test_the_pages_of_the_api_name_all_that_is_public(tmp_path):
+    pytest.importorskip("pdoc")
+    command = [sys.executable, "-m", "pdoc", "--docformat", "google", "--output-directory", str(tmp_path), "repro.api"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "repro" / "api.html").read_text()
+    assert all(f'id="{name}"' in page for name in api.__all__)
 
 
 @pytest.mark.slow
