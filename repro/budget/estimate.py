@@ -18,7 +18,7 @@ PEAKS = {
 # What a GPU reaches of its peak. Published: DDPM's 35.7 M network trains at about 750 images a second on an RTX 4090; at 36.3 GFLOP
 # for each (without attention's products) that is 27 TFLOP/s, 16 % of the card's 165 in bfloat16.
 UTILISATION = 0.15
-SHARED = ("training", "sampling")  # the first rank does the rest alone
+SHARED = ("training", "sampling", "features")  # by the ranks; the first does the rest alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,23 +75,23 @@ class Estimate:
         ]
 
     def _peaks(self) -> str:
-        precisions = dict.fromkeys(self._precision(kind) for kind in SHARED)
+        precisions = dict.fromkeys(precision_of(self.config, kind) for kind in SHARED[:2])
         return "; ".join(
             f"{name} {', '.join(f'{peaks[each]:g} TFLOP/s in {each}' for each in precisions)}" for name, peaks in PEAKS.items()
         )
 
     def _measured(self) -> dict[str, Rate]:
-        return {kind: getattr(self.throughput, kind) for kind in (*SHARED, "features")}
+        return {kind: getattr(self.throughput, kind) for kind in SHARED}
 
     def _stated(self, device: str) -> dict[str, Rate]:
-        kinds = (*SHARED, "features")
-        return {kind: Rate(fixed_sec=0.0, sec_per_pflop=1e3 / (PEAKS[device][self._precision(kind)] * UTILISATION)) for kind in kinds}
+        peaks = {kind: PEAKS[device][precision_of(self.config, kind)] for kind in SHARED}
+        return {kind: Rate(fixed_sec=0.0, sec_per_pflop=1e3 / (peak * UTILISATION)) for kind, peak in peaks.items()}
 
-    def _precision(self, kind: str) -> str:
-        """Returns the precision of matrix products, by the kind of work; features are computed in full float32."""
-        compute = self.config.compute
-        asked = {"training": compute.precision, "sampling": self.config.evaluation.precision}.get(kind, "float32")
-        return "tf32" if asked == "float32" and compute.tf32 and kind != "features" else asked
+
+def precision_of(config: Config, kind: str) -> str:
+    """Returns the precision of matrix products, by the kind of work; features are computed in full float32."""
+    asked = {"training": config.compute.precision, "sampling": config.evaluation.precision}.get(kind, "float32")
+    return "tf32" if asked == "float32" and config.compute.tf32 and kind != "features" else asked
 
 
 def estimate(experiment: Experiment, cells: list[Cell]) -> Estimate:

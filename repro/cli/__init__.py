@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 STARTED = time.monotonic()
 WATCH_SEC = 2.0
+MOST_GPUS = 2**16
 MOST_PROCESSES = 1024  # on one machine
 
 
@@ -168,7 +169,14 @@ def _asked(options: argparse.Namespace) -> list[str]:
 
 
 def _estimate(options: argparse.Namespace) -> int:
-    return _say_estimate(*_planned(options))
+    if options.gpus is None:
+        return _say_estimate(*_planned(options))
+    check(f"--gpus {options.gpus}", 1 <= options.gpus <= MOST_GPUS, f"must be at least 1 and at most {MOST_GPUS:,}")
+    experiment = _experiment(options)
+    from repro.budget.scale import scaling
+
+    print(scaling(experiment, options.gpus))
+    return 0
 
 
 def _say_estimate(experiment: "Experiment", cells: list["Cell"]) -> int:

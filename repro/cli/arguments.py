@@ -107,6 +107,8 @@ def _add_options(name: str, verb: argparse.ArgumentParser, default: Sequence[str
         )
         verb.add_argument("--sizes", type=_floats, metavar="P,Q", help="sizes (default: all that the configuration reports)")
         verb.add_argument("--seeds", type=_integers, default=[0], metavar="K,L", help="seeds (default: 0)")
+    if name == "estimate":
+        verb.add_argument("--gpus", type=int, metavar="N", help="what the joint run and a run for each size would take on N GPUs, on paper")
     if name == "run":
         verb.add_argument("--yes", action="store_true", help="start without asking, however long it takes")
         verb.add_argument("--ranks", type=int, default=1, metavar="N", help="data-parallel processes on this machine, a GPU each")

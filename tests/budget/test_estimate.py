@@ -353,12 +353,16 @@ def test_hours_are_those_of_the_rates_and_add_up(tiny):
     assert found.device_hours(parts[3]) == [0.5, 0.5, 0.5]
 
 
-def test_ranks_share_training_and_sampling_and_pay_for_the_time_of_all(tiny):
-    parts = [Stage(name="a: training", kind="training", pflop=36), Stage(name="features", kind="features", pflop=18)]
+def test_ranks_share_passes_of_networks_and_pay_for_the_time_of_all(tiny):
+    parts = [
+        Stage(name="a: training", kind="training", pflop=36),
+        Stage(name="features", kind="features", pflop=18),
+        Stage(name="all else", kind="other", seconds=3600),
+    ]
     found = shown(tiny, parts, dataclasses.replace(HERE, ranks=4))
-    assert [found.wall_hours(stage) for stage in parts] == pytest.approx([0.25, 1])
-    assert [found.device_hours(stage)[0] for stage in parts] == pytest.approx([1, 4])
-    assert "a device, 4 ranks: 75 min from begin to end" in found.text()
+    assert [found.wall_hours(stage) for stage in parts] == pytest.approx([0.25, 0.25, 1])
+    assert [found.device_hours(stage)[0] for stage in parts] == pytest.approx([1, 1, 4])
+    assert "a device, 4 ranks: 90 min from begin to end" in found.text()
 
 
 def test_bfloat16_counts_with_its_own_peak(tiny):

@@ -41,9 +41,14 @@ def as_two_ranks(script, variables=({}, {})):
         script: The text of the script.
         variables: Environment variables of each rank.
     """
+    return as_ranks(script, 2, variables)
+
+
+def as_ranks(script, count, variables=None):
+    """Does as `as_two_ranks` does with as many ranks as are asked for."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+        common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     common |= {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     apart = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     processes = [
@@ -54,7 +59,7 @@ def as_two_ranks(script, variables=({}, {})):
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank, own in enumerate(variables)
+        for rank, own in enumerate(variables or [{}] * count)
     ]
     try:
         return [(process, *process.communicate(timeout=120)) for process in processes]
