@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from paper_figures.cells import MissingRecordsError
@@ -17,6 +18,7 @@ from paper_figures.house_style import COLUMN, PAGE
 from paper_figures.markup import markdown, printable
 from paper_figures.overhead import write_overhead
 from paper_figures.overhead_text import overhead_text
+from paper_figures.paper_tables import table_ablation, table_claims, table_main, table_overhead, write_paper_table
 from paper_figures.published import Published, load_published
 from paper_figures.published_selection import Literature, literature_beside
 from paper_figures.tables import results_table, with_published, write_tables
@@ -144,6 +146,8 @@ def _published(options: argparse.Namespace) -> list[Published]:
 
 def _make_tables(folder: Path, records: Sequence[Record], literature: Literature, asked: Asked) -> None:
     _report(lambda: write_tables(folder, records, literature))
+    for table in (table_main, table_overhead):
+        _report(partial(write_paper_table, folder, records, table))
     if Curves(Grid(records)).of:
         _report(lambda: write_time_to_quality(folder, records, asked.target))
 
@@ -156,12 +160,12 @@ def _make_all(folder: Path, records: Sequence[Record], literature: Literature, a
     for line in [*paths, *notes, *no_floor(records)]:
         print(f"  {line}")
     if Grid(records).variants():  # last, for it refuses records that cannot be compared
-        _report(lambda: write_claims(folder, records))
+        _write_evidence(folder, records)
 
 
 def _make_claims(folder: Path, records: Sequence[Record], literature: Literature, asked: Asked) -> None:
     """Prints the verdicts and writes the tables and figures of the evidence."""
-    _report(lambda: write_claims(folder, records))
+    _write_evidence(folder, records)
     if Curves(Grid(records)).of:
         _report(lambda: write_time_to_quality(folder, records, asked.target))
     drawings = drawings_of(folder, records, literature.entries, asked.target)
@@ -178,6 +182,13 @@ def _make_report(folder: Path, records: Sequence[Record], literature: Literature
 
     path = write_report(folder, records, literature, asked.target)
     print(f"  {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def _write_evidence(folder: Path, records: Sequence[Record]) -> None:
+    _report(lambda: write_claims(folder, records))
+    if Grid(records).variants():
+        for table in (table_claims, table_ablation):
+            _report(partial(write_paper_table, folder, records, table))
 
 
 def _print_overhead(folder: Path, records: Sequence[Record], literature: Literature, asked: Asked) -> None:
