@@ -7,6 +7,7 @@ import pandas as pd
 from paper_figures.cells import BUSY
 from paper_figures.comparable import Conditions, in_words
 from paper_figures.evidence import CONFIDENCE, Grid
+from paper_figures.markup import markdown_text
 from paper_figures.methods import INDEPENDENT, look_of
 from paper_figures.overhead import comparisons
 from paper_figures.overhead_terms import overhead_terms
@@ -25,7 +26,7 @@ SAMPLES = (
 
 def page(captions: Mapping[str, str]) -> str:
     """Returns the captions of figures, by name, as Markdown."""
-    return "# Captions\n" + "".join(f"\n## {name}\n\n{caption}\n" for name, caption in captions.items())
+    return "# Captions\n" + "".join(f"\n## {name}\n\n{markdown_text(caption)}\n" for name, caption in captions.items())
 
 
 def quality(table: pd.DataFrame, horizontal: str, published: Sequence[Published]) -> str:

@@ -74,7 +74,7 @@ def float_table(
 
 def panel(title: str, n_columns: int) -> str:
     """Returns the line that begins a part of a float."""
-    return rf"\midrule\multicolumn{{{n_columns}}}{{@{{}}l}}{{\emph{{{title}}}}} \\"
+    return rf"\multicolumn{{{n_columns}}}{{@{{}}l}}{{\emph{{{title}}}}} \\"
 
 
 def long_table(shown: pd.DataFrame, notes: Sequence[str], title: str, *, name: str, experiment: str, left: int = 1) -> str:

@@ -50,10 +50,10 @@ def printable(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 def markdown(shown: pd.DataFrame, notes: Sequence[str], title: str, *, left: int = 1) -> str:
     """Writes a table of strings as Markdown, its columns aligned for reading as plain text too: the first `left` ones to the left."""
-    cells = [[_markdown_text(text) for text in row] for row in [list(shown.columns), *shown.to_numpy().tolist()]]
+    cells = [[markdown_text(text) for text in row] for row in [list(shown.columns), *shown.to_numpy().tolist()]]
     lines = markdown_table(cells, "l" * left + "r" * (len(shown.columns) - left))
-    footer = "".join(f"\n- {_markdown_text(note)}." for note in notes)
-    return f"# {_markdown_text(title)}\n\n" + "\n".join(lines) + f"\n{footer}\n"
+    footer = "".join(f"\n- {markdown_text(note)}." for note in notes)
+    return f"# {markdown_text(title)}\n\n" + "\n".join(lines) + f"\n{footer}\n"
 
 
 def marked(texts: Sequence[str], busy: Iterable[bool]) -> list[str]:
@@ -104,6 +104,6 @@ def _with_error(means: "pd.Series[float]", errors: "pd.Series[float]") -> list[s
     return texts
 
 
-def _markdown_text(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Escapes Markdown's special characters."""
     return re.sub(r"[\\|`<\[\]]", r"\\\g<0>", text).replace("\n", " ")

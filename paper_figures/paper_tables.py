@@ -4,6 +4,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from paper_figures.cells import BUSY, Cell, MissingRecordsError, cells_of
 from paper_figures.claims import NO_RECORDS, claims_table, compute_is_off
 from paper_figures.evidence import CONFIDENCE, Grid, interval
 from paper_figures.evidence_tables import HOW, ablations_table, amount
-from paper_figures.latex import float_table, latex_number, latex_text, panel
+from paper_figures.latex import Cells, float_table, latex_number, latex_text, panel
 from paper_figures.methods import REAL_OR_NOISE, look_of
 from paper_figures.overhead import Comparison, Versus, comparisons, why_not
 from paper_figures.overhead_terms import overhead_terms
@@ -46,6 +47,48 @@ def write_paper_table(folder: Path, records: Sequence[Record], make: Callable[[S
     return [path]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The networks of the main table, by method and size: those on the scale and the machine of most, at the sizes that most have."""
+
+    of: Mapping[str, Rows]
+    sizes: Sequence[float]
+    metric: str
+    scale: str
+    device: str
+    whole: bool  # whether no row is left out
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[ResultRow]) -> "Judged":
+        """Returns the networks among the rows of the table of results.
+
+        Raises:
+            MissingRecordsError: None was judged.
+        """
+        judged = [made for made in rows if made.row["size"] is not None and made.row.get("scale")]  # a failed one has none
+        if not judged:
+            raise MissingRecordsError("table_main: left out, no evaluated network; run `python -m repro run`")
+        (scale, device), _ = Counter((made.row["scale"], made.row["device"]) for made in judged).most_common(1)[0]
+        usual = [made for made in judged if (made.row["scale"], made.row["device"]) == (scale, device)]
+        sizes = _sizes(usual)
+        kept = [made for made in usual if made.row["size"] in sizes]
+        of: dict[str, dict[float | None, ResultRow]] = {}
+        for made in kept:
+            of.setdefault(made.row["method"], {})[made.row["size"]] = made
+        metric = kept[0].cells[0].metric or ""
+        return cls(of=of, sizes=sizes, metric=metric, scale=scale, device=device, whole=len(kept) == len(judged))
+
+    @property
+    def rows(self) -> list[ResultRow]:
+        """All of its rows."""
+        return [made for of in self.of.values() for made in of.values()]
+
+    @property
+    def rivals(self) -> dict[str, Rows]:
+        """The methods that compete: neither the base nor a control."""
+        return {method: of for method, of in self.of.items() if method != "base" and not look_of(method).light}
+
+
 def table_main(records: Sequence[Record]) -> str:
     """Returns the main table: methods in rows, sizes in columns, parts for quality, MACs, parameters and device-hours.
 
@@ -55,62 +98,65 @@ def table_main(records: Sequence[Record]) -> str:
         MissingRecordsError: No network was judged.
     """
     rows = result_rows(cells_of(records))
-    judged = [made for made in rows if made.row["size"] is not None and made.cells[0].metric]
-    if not judged:
-        raise MissingRecordsError("table_main: left out, no evaluated network; run `python -m repro run`")
-    (scale, device), _ = Counter((made.row["scale"], made.row["device"]) for made in judged).most_common(1)[0]
-    kept = [made for made in judged if (made.row["scale"], made.row["device"]) == (scale, device)]
-    by_method: dict[str, dict[float | None, ResultRow]] = {}
-    for made in kept:
-        by_method.setdefault(made.row["method"], {})[made.row["size"]] = made
-    sizes = _sizes(kept)
-    rivals = {method: of for method, of in by_method.items() if method != "base" and not look_of(method).light}
-    metric = kept[0].cells[0].metric or ""
-    bold = {size: _best({method: of[size] for method, of in rivals.items() if size in of}) for size in sizes}
-
-    def quality(method: str, size: float) -> str:
-        made = by_method[method].get(size)
-        return _with_error(made.row, metric, bold=method in bold[size]) if made else ""
-
-    def count(column: str, scale: float) -> Callable[[str, float], str]:
-        return lambda method, size: _three_digits(rivals[method][size].row[column] / scale) if size in rivals[method] else ""
-
-    giga = any((made.row["macs"] or 0) >= 1e9 for made in kept)
-    n_columns = len(sizes) + 1
-    lines: list[Sequence[str] | str] = [["", *[rf"$P = {size:g}$" for size in sizes]]]
-    lines.append(panel(latex_text(f"{in_prose(metric, scale)}, lower is better"), n_columns).removeprefix(r"\midrule"))
-    lines += [[latex_text(look_of(method).label), *(quality(method, size) for size in sizes)] for method in by_method]
-    lines += [_control(made, metric, len(sizes)) for made in rows if made.row["method"] in REAL_OR_NOISE and metric in made.row]
-    for title, cell in (
-        (f"MACs ({'G' if giga else 'M'})", count("macs", 1e9 if giga else 1e6)),
-        ("Parameters (M)", count("params", 1e6)),
-    ):
-        lines.append(panel(title, n_columns))
-        lines += [[latex_text(look_of(method).label), *(cell(method, size) for size in sizes)] for method in rivals]
-    lines.append(panel("Device-hours of the training", n_columns))
-    lines += [[latex_text(look_of(method).label), *_hours(of, sizes)] for method, of in rivals.items()]
-    others = len(judged) > len(kept)
-    n = kept[0].row["n_samples"]
+    judged = Judged.of_rows(rows)
+    controls = [made for made in rows if made.row["method"] in REAL_OR_NOISE and judged.metric in made.row]
+    scale, unit = (1e9, "G") if any((made.row["macs"] or 0) >= 1e9 for made in judged.rows) else (1e6, "M")
+    parts: dict[str, Sequence[Cells]] = {
+        latex_text(f"{in_prose(judged.metric, judged.scale)}, lower is better"): _qualities(judged, controls),
+        f"MACs ({unit})": _counts(judged, "macs", scale),
+        "Parameters (M)": _counts(judged, "params", 1e6),
+        "Device-hours of the training": [[_label(method), *_hours(of, judged.sizes)] for method, of in judged.rivals.items()],
+    }
     return float_table(
         "table_main",
         str(records[0]["experiment"]),
-        rf">{{\raggedright\arraybackslash}}X*{{{len(sizes)}}}{{r}}",
-        lines,
+        rf">{{\raggedright\arraybackslash}}X*{{{len(judged.sizes)}}}{{r}}",
+        [["", *[rf"$P = {size:g}$" for size in judged.sizes]], *_in_parts(parts, len(judged.sizes) + 1)],
         f"Quality and cost of each size P on {records[0]['experiment']}",
         [
-            f"Mean over seeds, in small one standard error; {n:,} samples. Bold: the best of a column, and every method of which the "
-            f"{INTERVAL} of the difference from it, paired over seeds, holds zero; a best of one seed is not bold. Base, untrained "
-            "networks, floor and noise do not compete",
-            f"MACs: one forward pass on one image. Device-hours: without evaluation, on {device}",
-            *([BUSY_NOTE] if any(cell.busy for made in kept for cell in made.paid) else []),
-            *(
-                ["Rows of other scales, machines or sizes: in the long table"]
-                if others or len(sizes) < len({r.row["size"] for r in kept})
-                else []
-            ),
+            f"Mean over seeds, in small one standard error; {judged.rows[0].row['n_samples']:,} samples. Bold: the best of a column, and "
+            f"every method of which the {INTERVAL} of the difference from it, paired over seeds, holds zero; a best of one seed is not "
+            "bold. Base, untrained networks, floor and noise do not compete",
+            f"MACs: one forward pass on one image. Device-hours: without evaluation, on {judged.device}",
+            *([BUSY_NOTE] if any(cell.busy for made in judged.rows for cell in made.paid) else []),
+            *([] if judged.whole else ["Rows of other scales, machines or sizes: in the long table"]),
         ],
-        wide=len(sizes) > 4,
+        wide=len(judged.sizes) > 4,
     )
+
+
+def _in_parts(parts: Mapping[str, Sequence[Cells]], n_columns: int) -> list[Cells | str]:
+    """Returns the lines of a table in parts, each below its title, with rules between them."""
+    lines: list[Cells | str] = []
+    for title, rows in parts.items():
+        lines += [*([r"\midrule"] if lines else []), panel(title, n_columns), *rows]
+    return lines
+
+
+def _label(method: str) -> str:
+    return latex_text(look_of(method).label)
+
+
+def _qualities(judged: Judged, controls: Iterable[ResultRow]) -> list[Cells]:
+    """Returns the qualities of every method at each size, then those of real images and noise."""
+    bold = {size: _best({method: of[size] for method, of in judged.rivals.items() if size in of}) for size in judged.sizes}
+
+    def quality(method: str, size: float) -> str:
+        made = judged.of[method].get(size)
+        return _with_error(made.row, judged.metric, bold=method in bold[size]) if made else ""
+
+    networks = [[_label(method), *(quality(method, size) for size in judged.sizes)] for method in judged.of]
+    return [*networks, *(_control(made, judged.metric, len(judged.sizes)) for made in controls)]
+
+
+def _counts(judged: Judged, column: str, scale: float) -> list[Cells]:
+    """Returns the MACs or the parameters of every rival at each size; blank where there is none."""
+
+    def count(of: Rows, size: float) -> str:
+        number = of[size].row[column] if size in of else None
+        return "" if number is None else _three_digits(number / scale)
+
+    return [[_label(method), *(count(of, size) for size in judged.sizes)] for method, of in judged.rivals.items()]
 
 
 def _sizes(rows: Iterable[ResultRow]) -> list[float]:
@@ -145,13 +191,13 @@ def _with_error(row: Mapping[str, Any], metric: str, *, bold: bool = False) -> s
     return (rf"\textbf{{{text}}}" if bold else text) + spread
 
 
-def _control(made: ResultRow, metric: str, n_sizes: int) -> Sequence[str]:
+def _control(made: ResultRow, metric: str, n_sizes: int) -> Cells:
     """Returns the row of real images or of noise, which have no size."""
     n = f" ({made.row['n_samples']:,} images)" if made.row["method"] == "floor" else ""
-    return [latex_text(look_of(made.row["method"]).label), rf"\multicolumn{{{n_sizes}}}{{r}}{{{_with_error(made.row, metric)}{n}}}"]
+    return [_label(made.row["method"]), rf"\multicolumn{{{n_sizes}}}{{r}}{{{_with_error(made.row, metric)}{n}}}"]
 
 
-def _hours(rows: Rows, sizes: Sequence[float]) -> Sequence[str]:
+def _hours(rows: Rows, sizes: Sequence[float]) -> Cells:
     """Returns the device-hours of each size of a method, or those of all where one training serves them."""
     cells = {cell.name: cell for made in rows.values() for cell in made.paid}
     if not any(cell.shared and cell.trains for cell in cells.values()):
@@ -185,27 +231,24 @@ def table_overhead(records: Sequence[Record]) -> str:
     pairs = comparisons(terms)
     if not pairs:
         raise MissingRecordsError(why_not(terms, notes).replace("overhead:", "table_overhead:"))
-    lines: list[Sequence[str] | str] = [["", "Sizes", "Alone", "OFA", "Alone / OFA", "From"]]
-    for title, currency, whole in (
-        ("Device-hours", "device_hours", True),
-        ("Device-hours, without size 1", "device_hours", False),
-        ("Training PFLOP", "train_pflop", True),
-        ("Training PFLOP, without size 1", "train_pflop", False),
-    ):
-        found = [(pair, versus) for pair in pairs if (versus := _versus(pair, currency, whole=whole))]
-        rule = panel(title, 6) if len(lines) > 1 else panel(title, 6).removeprefix(r"\midrule")
-        lines += (
-            [rule, *(_overhead_row(pair, versus, several=len({each.device for each in pairs}) > 1) for pair, versus in found)]
-            if found
-            else []
+    several = len({pair.device for pair in pairs}) > 1
+    parts = {
+        title: [_overhead_row(pair, versus, several=several) for pair in pairs if (versus := _versus(pair, currency, whole=whole))]
+        for title, currency, whole in (
+            ("Device-hours", "device_hours", True),
+            ("Device-hours, without size 1", "device_hours", False),
+            ("Training PFLOP", "train_pflop", True),
+            ("Training PFLOP, without size 1", "train_pflop", False),
         )
+    }
+    heads = ["", "Sizes", "Alone", "OFA", "Alone / OFA", "From"]
     devices = " and ".join(sorted({pair.device for pair in pairs}))
     busy = any((versus := pair.versus("device_hours")) and versus.busy for pair in pairs)
     return float_table(
         "table_overhead",
         str(records[0]["experiment"]),
         r">{\raggedright\arraybackslash}Xrrrrr",
-        lines,
+        [heads, *_in_parts({title: rows for title, rows in parts.items() if rows}, len(heads))],
         f"Training overhead of all sizes together on {records[0]['experiment']}",
         [
             "Alone: one training for each size, and what these share; OFA: one joint training and the extraction of the same sizes. From: "
@@ -223,7 +266,7 @@ def _versus(pair: Comparison, currency: str, *, whole: bool) -> Versus | None:
     return pair.versus(currency, with_base_size=whole)
 
 
-def _overhead_row(pair: Comparison, versus: Versus, *, several: bool) -> Sequence[str]:
+def _overhead_row(pair: Comparison, versus: Versus, *, several: bool) -> Cells:
     mark = r"$^\dagger$" if versus.busy else ""
     name = look_of(pair.method).label + (f", {pair.device}" if several else "")
     amounts = (_three_digits(versus.independent) + mark, _three_digits(versus.ofa) + mark, rf"{versus.ratio:.2f}\,$\times${mark}")
@@ -240,7 +283,7 @@ def table_claims(records: Sequence[Record]) -> str:
     grid = _evidence(records, "table_claims")
     table = claims_table(grid)
     table = table[table["verdict"] != NO_RECORDS]
-    lines: list[Sequence[str] | str] = [["", "Claim", "Estimate", INTERVAL.replace("%", r"\,\%"), "Verdict"]]
+    lines: list[Cells | str] = [["", "Claim", "Estimate", INTERVAL.replace("%", r"\,\%"), "Verdict"]]
     lines += [
         [
             str(row.key),
@@ -292,19 +335,19 @@ def table_ablation(records: Sequence[Record]) -> str:
     """
     grid = _evidence(records, "table_ablation")
     table = ablations_table(grid)
-    lines: list[Sequence[str] | str] = [["Variant", r"\%", INTERVAL.replace("%", r"\,\%"), "Seeds"]]
-    for reference, part in table[table["factor"] != ""].groupby("of", sort=False):
-        rule = panel(latex_text(f"against {look_of(str(reference)).label}"), 4)
-        lines.append(rule if len(lines) > 1 else rule.removeprefix(r"\midrule"))
-        lines += [
+    parts = {
+        f"against {_label(str(reference))}": [
             [latex_text(_variant(row)), _difference(row), _interval(row.low_pct, row.high_pct, "%"), str(row.n_seeds)]
             for row in part.itertuples()
         ]
+        for reference, part in table[table["factor"] != ""].groupby("of", sort=False)
+    }
+    heads = ["Variant", r"\%", INTERVAL.replace("%", r"\,\%"), "Seeds"]
     return float_table(
         "table_ablation",
         str(records[0]["experiment"]),
         r">{\raggedright\arraybackslash}Xrrr",
-        lines,
+        [heads, *_in_parts(parts, len(heads))],
         f"Ablations on {records[0]['experiment']}",
         [
             f"Difference in {in_prose(grid.metric, grid.scale)} from what a variant varies, in per cent: geometric mean over sizes, paired "

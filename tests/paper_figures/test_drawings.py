@@ -112,8 +112,7 @@ def test_a_width_goes_with_what_draws_figures(tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--width: goes with `all` and `claims`" in done.stderr
 
 
-def test_the_committed_figures_are_those_that_their_records_draw():
-    """The captions, at least: the bytes of a figure are those of one version of matplotlib."""
+def test_the_committed_captions_are_those_of_all_figures_that_the_records_allow():
     for name in COMMITTED:
         folder = ROOT / "results" / name
         drawings = drawings_of(folder, read_records(folder))
