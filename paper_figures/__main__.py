@@ -3,18 +3,22 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from paper_figures.cells import MissingRecordsError
 from paper_figures.compare import Side, compare_text
 from paper_figures.curve_tables import until_all_text, write_time_to_quality
 from paper_figures.curves import Curves
+from paper_figures.drawings import EVIDENCE, drawings_of, no_floor, write_figures
 from paper_figures.evidence import Grid
 from paper_figures.evidence_tables import claims_text, side_by_side_text, write_claims
+from paper_figures.house_style import COLUMN, PAGE
 from paper_figures.markup import markdown, printable
 from paper_figures.overhead import write_overhead
 from paper_figures.overhead_text import overhead_text
-from paper_figures.plots import draw_all, evidence_drawings, write_figures
+from paper_figures.paper_tables import table_ablation, table_claims, table_main, table_overhead, write_paper_table
 from paper_figures.published import Published, load_published
 from paper_figures.published_selection import Literature, literature_beside
 from paper_figures.tables import results_table, with_published, write_tables
@@ -23,13 +27,18 @@ from repro.errors import ReproError
 from repro.experiment.records import Record
 from repro.grid import known_records
 
+NARROWEST, WIDEST = 3.0, 12.0  # of a figure, in inches: its type stays of 7 and 8 pt
+
 EPILOG = """\
 Reads the records (one JSON file per cell) of each experiment and writes next to them, in FOLDER = results/NAME:
   FOLDER/tables/results.csv, .md, .tex          one row per method and size; the CSV has the raw numbers
   FOLDER/tables/overhead.csv                    what each approach paid for what
+  FOLDER/tables/table_main.tex, table_overhead.tex   for a column of a paper; every other .tex is for its appendix
   FOLDER/figures/NAME.pdf, .png                 fid_vs_macs, fid_vs_params, overhead, samples
+  FOLDER/figures/captions.md                    what the captions of the figures must say
 and where there are ablations:
   FOLDER/tables/claims.*, ablations.*           the verdict on each claim of the paper, and every ablation beside its default
+  FOLDER/tables/table_claims.tex, table_ablation.tex  the same for a column of a paper
   FOLDER/figures/NAME.pdf, .png                 ablations, balance, quality_vs_cost
 where trainings were judged on their way ([curves] of a configuration):
   FOLDER/tables/time_to_quality.*               what each training took until a size was as good as a target
@@ -42,12 +51,21 @@ Figures from the literature stand beside ours, marked as published, where the pr
 examples:
   python -m paper_figures                       everything, for every experiment
   python -m paper_figures tables --show         the table of results on the screen too
+  python -m paper_figures --width 3.25in        figures for one column of a paper
   python -m paper_figures claims                the verdicts on the screen, each experiment's and side by side; their tables and figures
   python -m paper_figures overhead --experiment digits
   python -m paper_figures report                one page for each experiment, to be opened in a browser
   python -m paper_figures compare results/digits results/local/digits          two folders, such as two machines' or two versions'
   python -m paper_figures compare results/digits results/mine --pair ofa=mine  a method of one's own against one of these
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a user asks for beside a verb: the quality that time to quality is measured to, and the width of the figures in inches."""
+
+    target: float | None
+    width: float | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.verb == "compare" or options.folders or options.pair:
         return _compare(options)
+    if options.width and options.verb not in DRAW:
+        raise ReproError(f"--width: goes with {' and '.join(f'`{verb}`' for verb in DRAW)}, which draw figures, not with `{options.verb}`")
     folders = experiment_folders(options.results, options.experiment)
     published, read = _published(options), []
     for folder in folders:
@@ -65,7 +85,7 @@ def _run(options: argparse.Namespace) -> int:
         records = known_records(folder)
         read.append(records)
         literature = literature_beside(records, published)
-        VERBS[options.verb](folder, records, literature, options.target)
+        VERBS[options.verb](folder, records, literature, Asked(target=options.target, width=options.width))
         if options.show:
             _show(folder, records, literature)
     if options.verb == "claims" and (beside := side_by_side_text(read)):
@@ -124,50 +144,60 @@ def _published(options: argparse.Namespace) -> list[Published]:
     return load_published(path) if path else []
 
 
-def _make_tables(folder: Path, records: Sequence[Record], literature: Literature, target: float | None) -> None:
+def _make_tables(folder: Path, records: Sequence[Record], literature: Literature, asked: Asked) -> None:
     _report(lambda: write_tables(folder, records, literature))
+    for table in (table_main, table_overhead):
+        _report(partial(write_paper_table, folder, records, table))
     if Curves(Grid(records)).of:
-        _report(lambda: write_time_to_quality(folder, records, target))
+        _report(lambda: write_time_to_quality(folder, records, asked.target))
 
 
-def _make_all(folder: Path, records: Sequence[Record], literature: Literature, target: float | None) -> None:
-    _make_tables(folder, records, literature, target)
+def _make_all(folder: Path, records: Sequence[Record], literature: Literature, asked: Asked) -> None:
+    _make_tables(folder, records, literature, asked)
     _report(lambda: write_overhead(folder, records))
-    paths, notes = write_figures(folder, records, literature.entries, target)
-    for line in [*paths, *notes]:
+    drawings = drawings_of(folder, records, literature.entries, asked.target)
+    paths, notes = write_figures(folder, drawings, drawings, asked.width)
+    for line in [*paths, *notes, *no_floor(records)]:
         print(f"  {line}")
     if Grid(records).variants():  # last, for it refuses records that cannot be compared
-        _report(lambda: write_claims(folder, records))
+        _write_evidence(folder, records)
 
 
-def _make_claims(folder: Path, records: Sequence[Record], literature: Literature, target: float | None) -> None:
+def _make_claims(folder: Path, records: Sequence[Record], literature: Literature, asked: Asked) -> None:
     """Prints the verdicts and writes the tables and figures of the evidence."""
-    _report(lambda: write_claims(folder, records))
+    _write_evidence(folder, records)
     if Curves(Grid(records)).of:
-        _report(lambda: write_time_to_quality(folder, records, target))
-    drawings = evidence_drawings(records, target)
-    paths, notes = draw_all(folder, drawings)
+        _report(lambda: write_time_to_quality(folder, records, asked.target))
+    drawings = drawings_of(folder, records, literature.entries, asked.target)
+    paths, notes = write_figures(folder, drawings, EVIDENCE, asked.width)
     for line in [*paths, *notes]:
         print(f"  {line}")
-    if drawings:
+    if drawings.keys() & set(EVIDENCE):
         print("\n" + claims_text(records))
 
 
-def _make_report(folder: Path, records: Sequence[Record], literature: Literature, target: float | None) -> None:
+def _make_report(folder: Path, records: Sequence[Record], literature: Literature, asked: Asked) -> None:
     """Writes the page of an experiment; its template is read only where it is wanted."""
     from paper_figures.report.page import write_report
 
-    path = write_report(folder, records, literature, target)
+    path = write_report(folder, records, literature, asked.target)
     print(f"  {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-def _print_overhead(folder: Path, records: Sequence[Record], literature: Literature, target: float | None) -> None:
+def _write_evidence(folder: Path, records: Sequence[Record]) -> None:
+    _report(lambda: write_claims(folder, records))
+    if Grid(records).variants():
+        for table in (table_claims, table_ablation):
+            _report(partial(write_paper_table, folder, records, table))
+
+
+def _print_overhead(folder: Path, records: Sequence[Record], literature: Literature, asked: Asked) -> None:
     print(overhead_text(records))
-    if said := until_all_text(Grid(records), target):
+    if said := until_all_text(Grid(records), asked.target):
         print(said)
 
 
-Verb = Callable[[Path, Sequence[Record], Literature, float | None], None]
+Verb = Callable[[Path, Sequence[Record], Literature, Asked], None]
 VERBS: dict[str, Verb] = {
     "all": _make_all,
     "tables": _make_tables,
@@ -175,6 +205,9 @@ VERBS: dict[str, Verb] = {
     "claims": _make_claims,
     "report": _make_report,
 }
+
+
+DRAW = ("all", "claims")
 
 
 def _report(write: Callable[[], list[Path]]) -> None:
@@ -203,6 +236,18 @@ def _pairs(text: str) -> dict[str, str]:
     if not all(mine and theirs for mine, _, theirs in pairs):
         raise argparse.ArgumentTypeError(f"must be A=B, a method of each folder, not {text!r}")
     return {mine: theirs for mine, _, theirs in pairs}
+
+
+def _inches(text: str) -> float:
+    """Returns the width of `3.25in` or `3.25`."""
+    try:
+        value = float(text.removesuffix("in"))
+    except ValueError:
+        value = 0.0
+    if not NARROWEST <= value <= WIDEST:
+        remedy = f"such as {COLUMN:g}in for one column or {PAGE:g}in for two"
+        raise argparse.ArgumentTypeError(f"must be a width from {NARROWEST:g}in to {WIDEST:g}in, {remedy}, not {text!r}")
+    return value
 
 
 def _positive(text: str) -> float:
@@ -235,6 +280,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pair", type=_pairs, metavar="A=B[,C=D]", help=pair_help)
     target_help = "the quality that time to quality is measured to (default: the last value of each independent run)"
     parser.add_argument("--target", type=_positive, metavar="QUALITY", help=target_help)
+    width_help = "the width of every figure, such as 3.25in for one column or 6.75in for two (default: each one's own)"
+    parser.add_argument("--width", type=_inches, metavar="INCHES", help=width_help)
     results_help = "folder of experiments, or one experiment's folder (default: results)"
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help=results_help)
     parser.add_argument("--experiment", metavar="NAME", help="only this experiment (default: every one that has records)")

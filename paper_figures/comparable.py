@@ -12,6 +12,9 @@ from repro.experiment.records import MOST_LETTERS
 HARDWARE = ("device", "ranks", "threads")  # of a machine; its other facts are versions of packages
 COUNTS = frozenset({"samples", "reference images"})  # a scale that differs in these alone is that of more or fewer images
 HASH = re.compile(r"[0-9a-f]{16,}")
+REFERENCE = re.compile(r"; reference (?!unknown)(\S+)")
+# The metrics of this project in the words of axes and captions; one of a script's own keeps its name.
+WORDS = {"fid": "FID", "fid768": "FID, 768 features", "fid_classifier": "Fréchet distance, {}classifier"}
 
 
 class IncomparableError(ReproError):
@@ -103,6 +106,12 @@ def check_comparable(conditions: Iterable[Conditions], what: str) -> None:
             f"{what} differ in {differing}, so that they cannot be compared; run the cells of one kind again like the others, "
             "or move their records to another folder"
         )
+
+
+def in_words(metric: str, scale: Conditions | str | None) -> str:
+    """Returns the name of a metric for axes and captions, such as `Fréchet distance, digits classifier`."""
+    reference = REFERENCE.search(str(scale))
+    return WORDS[metric].format(f"{reference[1]} " if reference else "") if metric in WORDS else metric
 
 
 def short(value: str) -> str:

@@ -5,25 +5,27 @@ from dataclasses import replace
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from paper_figures.cells import BUSY
-from paper_figures.comparable import check_comparable
+from paper_figures.comparable import check_comparable, in_words
 from paper_figures.curves import Curves, curves_of
 from paper_figures.evidence import Grid, check_machine
+from paper_figures.house_style import PAGE, WIDE, drawn, legend_columns
 from paper_figures.methods import INDEPENDENT, look_of
 
 # Of variants that are drawn beside what they vary: colours of their own, and not those of any name.
 BUDGETS = {
-    "ofa_long": ("#0072B2", "h"),
+    "ofa_long": ("#2B3A67", "h"),
     "ofa_half": ("#7F7F00", "<"),
     "ofa_open": ("#8C564B", "X"),
     "ofa_open_long": ("#5D3A9B", ">"),
 }
+PLAIN = FuncFormatter(lambda number, _: f"{number:,g}")  # the exponents of powers of ten would be of 5 pt
 TITLES = {"device_hours": "Device-hours of the training", "images": "Images of the training", "train_pflop": "Training PFLOP"}
 
 
-def curves(grid: Grid, width: float = 7.4, currency: str = "device_hours", target: float | None = None) -> Figure:
+def curves(grid: Grid, width: float = PAGE, currency: str = "device_hours", target: float | None = None) -> Figure:
     """Draws a panel for each size: the metric over what had been taken, a line for each method, its band from the least to the most seed.
 
     The dashed line is the target or, where there is none, what the independent runs come to in the end, the geometric mean over seeds.
@@ -40,15 +42,14 @@ def curves(grid: Grid, width: float = 7.4, currency: str = "device_hours", targe
     """
     found = curves_of(grid)
     sizes = sorted({size for by_seed in found.of.values() for by_size in by_seed.values() for size in by_size}, reverse=True)
-    drawn = [curve for by_seed in found.of.values() for by_size in by_seed.values() for curve in by_size.values()]
-    paid = list({cell.name: cell for curve in drawn for cell in curve.paid}.values())
+    held = [curve for by_seed in found.of.values() for by_size in by_seed.values() for curve in by_size.values()]
+    paid = list({cell.name: cell for curve in held for cell in curve.paid}.values())
     check_comparable((cell.points_scale for cell in paid if cell.points_scale), "the curves")
     if currency == "device_hours":
         check_machine(paid)
-    columns = 2 if width > 5 else 1
-    rows = -(-len(sizes) // columns)
-    figure = Figure(figsize=(width, 0.9 + 2.5 * rows))
-    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)
+    rows = -(-len(sizes) // 2)
+    figure = Figure(figsize=(width, 1.0 + (2.0 if width >= WIDE else 1.5) * rows))
+    panels = list(figure.subplots(rows, 2, squeeze=False, sharex=True).flat)
     for axes, size in zip(panels, sizes, strict=False):
         for method in found.of:
             _draw(axes, found, method, size, currency)
@@ -56,16 +57,18 @@ def curves(grid: Grid, width: float = 7.4, currency: str = "device_hours", targe
         if ends:
             axes.axhline(float(np.exp(np.mean(np.log(ends)))), color="#444444", linestyle="--", linewidth=1.0)
         axes.set(xscale="log", yscale="log", title=f"P = {size:g}")
-        axes.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
-        axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+        axes.xaxis.set_major_formatter(PLAIN)
+        axes.yaxis.set_major_formatter(PLAIN)
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda number, _: f"{number:,g}" if f"{number:e}"[0] in "25" else ""))
         axes.xaxis.set_minor_formatter(NullFormatter())
     for axes in panels[len(sizes) :]:
         axes.set_axis_off()
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=4 if width > 5 else 2)
+    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=legend_columns(list(handles), width))
     busy = currency == "device_hours" and any(cell.busy for cell in paid)
-    figure.supxlabel(TITLES[currency] + (f" {BUSY} (busy machine)" if busy else ""), fontsize=9)
-    figure.supylabel(f"{found.metric} (lower is better)", fontsize=9)
+    figure.supxlabel(TITLES[currency] + (f" {BUSY} (busy machine)" if busy else ""))
+    judged = next((cell.points_scale for cell in paid if cell.points_scale), None)
+    figure.supylabel(f"{drawn(in_words(found.metric, judged))}\n(lower is better)", multialignment="center")
     return figure
 
 

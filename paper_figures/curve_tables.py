@@ -12,7 +12,8 @@ from paper_figures.cells import MissingRecordsError
 from paper_figures.comparable import IncomparableError
 from paper_figures.curves import HOW, Bounded, Curve, Curves, common_range, curves_of, interval_of, mean_log, mean_of, ratio
 from paper_figures.evidence import Grid, Interval, interval, percent
-from paper_figures.markup import BUSY_NOTE, latex, markdown, marked
+from paper_figures.latex import long_table
+from paper_figures.markup import BUSY_NOTE, markdown, marked
 from paper_figures.methods import INDEPENDENT, look_of
 from repro.experiment.records import Record
 from repro.files.writing import write_atomically
@@ -169,9 +170,10 @@ def write_time_to_quality(folder: Path, records: Sequence[Record], target: float
     grid = Grid(records)
     table = time_to_quality(grid, target)
     shown, notes = printable_time_to_quality(grid, table, target)
-    title = f"Time to quality, on the experiment {records[0]['experiment']}"
+    experiment = str(records[0]["experiment"])
+    title = f"Time to quality, on the experiment {experiment}"
     texts = {"csv": table.to_csv(index=False, lineterminator="\n"), "md": markdown(shown, notes, title, left=1)}
-    texts["tex"] = latex(shown, notes, title, label="tab:time_to_quality")
+    texts["tex"] = long_table(shown, notes, title, name="time_to_quality", experiment=experiment)
     paths = []
     for suffix, text in texts.items():
         paths.append(folder / "tables" / f"time_to_quality.{suffix}")

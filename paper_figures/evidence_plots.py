@@ -11,16 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from paper_figures.cells import BUSY, MissingRecordsError
+from paper_figures.comparable import in_words
 from paper_figures.evidence import CONFIDENCE, Grid, check_machine
 from paper_figures.evidence_tables import HOW, ablations_table
-from paper_figures.house_style import drawn
-from paper_figures.methods import BUDGETS, INDEPENDENT, LAW_LOOKS, Look, family_look, look_of
+from paper_figures.house_style import COLUMN, PAGE, WIDE, drawn, legend_columns
+from paper_figures.methods import BUDGETS, INDEPENDENT, LAW_LOOKS, LONGER_OR_SHORTER, Look, family_look, look_of
 
 LAW_FACTORS = ("sampling law", "loss weighting")
+LEAVES_OUT_ZERO = {"the interval leaves out zero": "#0072B2", "the interval holds zero": "#999999"}
 CURRENCIES = {"device_hours": "Device-hours for all sizes", "train_pflop": "Training PFLOP for all sizes"}
 
 
-def ablations(grid: Grid, width: float = 7.0) -> Figure:
+def ablations(grid: Grid, width: float = PAGE) -> Figure:
     """Draws every variant's difference from what it varies, with its interval, grouped by factor; `width` is in inches.
 
     Raises:
@@ -34,8 +36,8 @@ def ablations(grid: Grid, width: float = 7.0) -> Figure:
     rows = rows[rows["difference_pct"].notna()]
     references = list(dict.fromkeys(rows["of"]))
     heights = [len(rows[rows["of"] == reference]) for reference in references]
-    narrow = width < 5  # names on two lines leave room for the intervals
-    figure = Figure(figsize=(width, 1.1 + (0.33 if narrow else 0.27) * sum(heights) + 0.5 * len(references)))
+    narrow = width < WIDE  # names on two lines leave room for the intervals
+    figure = Figure(figsize=(width, 0.9 + (0.26 if narrow else 0.2) * sum(heights) + 0.4 * len(references)))
     panels = figure.subplots(len(references), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, reference in zip(panels, references, strict=True):
         part = rows[rows["of"] == reference].reset_index(drop=True)
@@ -43,17 +45,18 @@ def ablations(grid: Grid, width: float = 7.0) -> Figure:
         middle = part["difference_pct"].to_numpy(float)
         spread = [middle - part["low_pct"].to_numpy(float), part["high_pct"].to_numpy(float) - middle]
         clear = (part["low_pct"] > 0) | (part["high_pct"] < 0)
-        for these, colour in ((clear, look_of("ofa").colour), (~clear, "#999999")):
-            axes.errorbar(
-                middle[these], y[these], xerr=[side[these] for side in spread], color=colour, linestyle="none", marker="o", markersize=5
-            )
+        for these, (label, colour) in zip((clear, ~clear), LEAVES_OUT_ZERO.items(), strict=True):
+            bars = [side[these] for side in spread]
+            axes.errorbar(middle[these], y[these], xerr=bars, color=colour, linestyle="none", marker="o", label=label)
         axes.axvline(0, color="#444444", linewidth=1.0, linestyle="--")
         names = [f"{row.factor}: {row.variant}" if row.factor != "method" else str(row.variant) for row in part.itertuples()]
         axes.set_yticks(y, [drawn(_on_two_lines(name) if narrow else name) for name in names])
         axes.set_ylim(-0.6, len(part) - 0.4)
         axes.set_title(f"against {look_of(reference).label}", loc="left")
-    interval = f"({100 * CONFIDENCE:.0f} % interval over seeds; left is better)"
-    figure.supxlabel(f"Difference in {grid.metric}, %{chr(10) if narrow else ' '}{interval}", fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=legend_columns(labels, width))
+    metric, break_ = drawn(in_words(grid.metric, grid.scale)), "\n" if narrow else " "
+    figure.supxlabel(f"Difference in {metric}, %{break_}({100 * CONFIDENCE:.0f} % interval over seeds; left is better)")
     return figure
 
 
@@ -65,7 +68,7 @@ def _on_two_lines(name: str) -> str:
     return next(text for width in range(12, len(name) + 1) if (text := textwrap.fill(name, width)).count("\n") <= 1)
 
 
-def balance(grid: Grid, width: float = 5.6) -> Figure:
+def balance(grid: Grid, width: float = COLUMN) -> Figure:
     """Draws, under each sampling law, each size's quality relative to the independently trained net of that size.
 
     Raises:
@@ -75,7 +78,7 @@ def balance(grid: Grid, width: float = 5.6) -> Figure:
     grid.check_scale(*present, INDEPENDENT)
     if len(present) < 2:
         raise MissingRecordsError(f"the figure balance: left out, no two sampling laws beside independent training; {HOW}")
-    figure = Figure(figsize=(width, 4.2))
+    figure = Figure(figsize=(width, 3.1))
     axes = figure.subplots()
     for index, law in enumerate(present):
         look = _law_look(grid, law)
@@ -87,13 +90,14 @@ def balance(grid: Grid, width: float = 5.6) -> Figure:
         spread = [ratios - np.exp(np.subtract(means, errors)), np.exp(np.add(means, errors)) - ratios]
         shifted = np.array(sizes) + 0.006 * (index - len(present) / 2)  # dodged, so that error bars do not overlap
         axes.errorbar(
-            shifted, ratios, yerr=spread, label=look.label, color=look.colour, marker=look.marker, linewidth=2.2 if law == "ofa" else None
+            shifted, ratios, yerr=spread, label=look.label, color=look.colour, marker=look.marker, linewidth=2.0 if law == "ofa" else None
         )
     axes.axhline(1, color="#444444", linestyle="--", linewidth=1.0, label="trained alone (Diff-Pruning)")
     axes.set_xticks(sizes)
-    axes.set(xlabel="Size P", ylabel=f"{grid.metric} over that of the size trained alone\n(mean and standard error over seeds)")
+    axes.set(xlabel="Size P", ylabel=f"{drawn(in_words(grid.metric, grid.scale))},\nover that of the size trained alone")
     axes.set_ylim(bottom=0)
-    figure.legend(loc="outside upper center", ncols=2)
+    labels = axes.get_legend_handles_labels()[1]
+    figure.legend(loc="outside upper center", ncols=legend_columns(labels, width))
     return figure
 
 
@@ -110,7 +114,7 @@ def _law_look(grid: Grid, law: str) -> Look:
     return replace(look, label=drawn(variant.label if variant else look.label))
 
 
-def quality_vs_cost(grid: Grid, currencies: Sequence[str] = tuple(CURRENCIES), width: float = 7.4) -> Figure:
+def quality_vs_cost(grid: Grid, currencies: Sequence[str] = tuple(CURRENCIES), width: float = PAGE) -> Figure:
     """Draws the mean quality over all sizes against what they cost together, in device-hours and in PFLOP; `width` is in inches.
 
     Hollow and dotted: the same without size 1.
@@ -129,32 +133,40 @@ def quality_vs_cost(grid: Grid, currencies: Sequence[str] = tuple(CURRENCIES), w
     seeds = grid.seeds(*present)  # the same for all, so that differences are paired
     paid = [cell for method in present for seed, cells in grid.paid(method, sizes).items() if seed in seeds for cell in cells]
     check_machine(paid if "device_hours" in currencies else [])
-    figure = Figure(figsize=(width, 3.9))
-    for axes, currency in zip(figure.subplots(1, len(currencies), sharey=True, squeeze=False)[0], currencies, strict=True):
+    down = len(currencies) if width < WIDE else 1
+    figure = Figure(figsize=(width, 1.0 + 2.1 * down))
+    panels = figure.subplots(down, len(currencies) // down, sharey=True, squeeze=False).flat
+    for axes, currency in zip(panels, currencies, strict=True):
         _draw_budgets(axes, grid, sizes, seeds, currency)
         rest = [size for size in sizes if size != 1.0]
         if rest and 1.0 in sizes:
             _draw_budgets(axes, grid.without_whole(), rest, seeds, currency, hollow=True)
         busy = currency == "device_hours" and any(cell.busy for cell in paid)
         axes.set(xlabel=CURRENCIES[currency] + (f" {BUSY} (busy machine)" if busy else ""))
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.14 * axes.dataLim.xmax)
+        axes.locator_params(axis="x", nbins=6)
         axes.set_ylim(bottom=0)
-    figure.axes[0].set_ylabel(f"{grid.metric}, geometric mean over sizes\n({len(seeds)} seed{'s' * (len(seeds) != 1)}, lower is better)")
+    metric = drawn(in_words(grid.metric, grid.scale))
+    figure.supylabel(f"{metric},\ngeometric mean over sizes (lower is better)", multialignment="center")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3 if width > 5 else 2)
+    figure.legend(handles, labels, loc="outside upper center", ncols=legend_columns(labels, width))
     return figure
 
 
 def _draw_budgets(axes: Axes, grid: Grid, sizes: Sequence[float], seeds: Sequence[int], currency: str, *, hollow: bool = False) -> None:
-    """Draws a line for each family of budgets; a hollow one stands for fewer sizes and has no name of its own but the first."""
+    """Draws a line for each family of budgets, with the other budget named; a hollow one stands for fewer sizes and has no names."""
     if hollow:
         axes.errorbar([], [], color="#777777", marker="o", markerfacecolor="none", linestyle=":", label="without size 1")
     for family, methods in BUDGETS.items():
-        points = [point for method in methods if (point := grid.point(method, sizes, seeds))]
+        points = {method: point for method in methods if (point := grid.point(method, sizes, seeds))}
         if not points:
             continue
-        hours, pflop, y, error = zip(*points, strict=True)
+        hours, pflop, y, error = zip(*points.values(), strict=True)
         x = hours if currency == "device_hours" else pflop
         look = family_look(family)
         style = {"markerfacecolor": "none", "linestyle": ":", "linewidth": 0.8} if hollow else {"label": family}
         axes.errorbar(x, y, yerr=error, color=look.colour, marker=look.marker, **style)
+        for index, name in enumerate("" if hollow else LONGER_OR_SHORTER.get(method, "") for method in points):
+            side, away = ("left", 5) if index else ("right", -5)  # beyond the ends of the line
+            text = name.partition(", trained ")[2]
+            axes.annotate(text, (x[index], y[index]), (away, 0), textcoords="offset points", ha=side, va="center", fontsize=7)

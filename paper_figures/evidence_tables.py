@@ -12,7 +12,8 @@ from paper_figures.cells import Cell, MissingRecordsError, second_opinions
 from paper_figures.claims import NO_RECORDS, claims_table, compute_is_off
 from paper_figures.comparable import Conditions, IncomparableError
 from paper_figures.evidence import Grid, interval, percent
-from paper_figures.markup import BUSY_NOTE, latex, markdown, marked
+from paper_figures.latex import long_table
+from paper_figures.markup import BUSY_NOTE, markdown, marked
 from paper_figures.methods import REAL_OR_NOISE, look_of, sort_key
 from paper_figures.tables import scale_note
 from repro.experiment.records import Record
@@ -121,17 +122,25 @@ def write_claims(folder: Path, records: Sequence[Record]) -> list[Path]:
     grid = Grid(records)
     if not grid.variants():
         raise MissingRecordsError(f"claims and ablations: left out, no records of any ablation; {HOW}")
-    paths = []
-    for name, table, shown, notes, title in (
-        ("claims", claims_table(grid), *_judged_claims(grid), f"Claims, on the experiment {records[0]['experiment']}"),
-        ("ablations", ablations_table(grid), *printable_ablations(grid), f"Ablations of the experiment {records[0]['experiment']}"),
+    paths, experiment = [], str(records[0]["experiment"])
+    claims, ablations = _judged_claims(grid), printable_ablations(grid)
+    for name, table, (shown, notes), printed, title in (
+        ("claims", claims_table(grid), claims, claims[0], f"Claims, on the experiment {experiment}"),
+        ("ablations", ablations_table(grid), ablations, _narrower(ablations[0]), f"Ablations of the experiment {experiment}"),
     ):
         texts = {"csv": table.to_csv(index=False, lineterminator="\n"), "md": markdown(shown, notes, title, left=3)}
-        texts["tex"] = latex(shown, notes, title, label=f"tab:{name}")
+        texts["tex"] = long_table(printed, notes, title, name=name, experiment=experiment, left=3 if name == "claims" else 1)
         for suffix, text in texts.items():
             paths.append(folder / "tables" / f"{name}.{suffix}")
             write_atomically(paths[-1], text.encode())
     return paths
+
+
+def _narrower(ablations: pd.DataFrame) -> pd.DataFrame:
+    """Returns the table of ablations with one column of names for three: a variant stands below the default that it varies."""
+    of, factor, variant = (ablations[name] for name in ("Of", "Factor", "Variant"))
+    names = of.where(variant == "default", factor + ": " + variant)
+    return ablations.drop(columns=["Of", "Factor"]).assign(Variant=names)
 
 
 def claims_text(records: Sequence[Record]) -> str:
@@ -185,7 +194,7 @@ def printable_claims(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
             "": table["key"],
             "Claim": table["claim"],
             "Measured": [_measure(row).replace("FID", grid.metric or "FID") for row in table.itertuples()],
-            "Estimate": marked([_amount(row.estimate, row.unit) for row in table.itertuples()], table["busy_machine"] == "yes"),
+            "Estimate": marked([amount(row.estimate, row.unit) for row in table.itertuples()], table["busy_machine"] == "yes"),
             "95 % interval": [_range(row.low, row.high, row.unit) for row in table.itertuples()],
             "Without size 1": marked(
                 [_with_range(row.estimate_without_1, row.low_without_1, row.high_without_1, row.unit) for row in table.itertuples()],
@@ -266,7 +275,7 @@ def printable_ablations(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
             "" if pd.isna(value) else f"{value:.2f}" if pd.isna(error) else f"{value:.2f} ± {error:.2f}"
             for value, error in zip(table[column], errors, strict=True)
         ]
-    shown["Difference"] = [_amount(value, "%") for value in table["difference_pct"]]
+    shown["Difference"] = [amount(value, "%") for value in table["difference_pct"]]
     shown["95 % interval"] = [_range(row.low_pct, row.high_pct, "%") for row in table.itertuples()]
     shown["Without size 1"] = [
         _with_range(row.difference_without_1_pct, row.low_without_1_pct, row.high_without_1_pct, "%") for row in table.itertuples()
@@ -285,7 +294,8 @@ def printable_ablations(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
     ]
 
 
-def _amount(value: Any, unit: Any) -> str:
+def amount(value: Any, unit: Any) -> str:
+    """Returns an estimate in its unit; blank where there is none."""
     if value is None or pd.isna(value):
         return ""
     if math.isinf(value):
@@ -296,10 +306,10 @@ def _amount(value: Any, unit: Any) -> str:
 def _with_range(value: Any, low: Any, high: Any, unit: Any) -> str:
     """Returns an estimate and, where there is one, its interval in brackets."""
     interval_text = _range(low, high, unit)
-    return _amount(value, unit) + (f" ({interval_text})" if interval_text else "")
+    return amount(value, unit) + (f" ({interval_text})" if interval_text else "")
 
 
 def _range(low: Any, high: Any, unit: Any) -> str:
     if low is None or pd.isna(low):
         return ""
-    return f"{_amount(low, unit)} .. {_amount(high, unit)}"
+    return f"{amount(low, unit)} .. {amount(high, unit)}"

@@ -1,4 +1,4 @@
-"""Formats the table of results: scaled, with footnotes, in Markdown and LaTeX."""
+"""Formats the table of results: scaled, with footnotes, in Markdown."""
 
 import math
 import re
@@ -17,18 +17,6 @@ SHARED_COST = (
 )
 BUSY_NOTE = f"{BUSY} other work ran on the machine at the time: device-hours and latencies read high"
 TITLES = {"device": "Device", "spread_over": "± over", "n_values": "Values", "n_samples": "Samples", "n_seeds": "Seeds"}
-LATEX_ESCAPES = {
-    "\\": r"\textbackslash{}",
-    **{character: "\\" + character for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "±": r"$\pm$",
-    BUSY: r"$\dagger$",
-    "\n": " ",
-}
 
 
 def printable(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -62,41 +50,10 @@ def printable(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 def markdown(shown: pd.DataFrame, notes: Sequence[str], title: str, *, left: int = 1) -> str:
     """Writes a table of strings as Markdown, its columns aligned for reading as plain text too: the first `left` ones to the left."""
-    cells = [[_markdown_text(text) for text in row] for row in [list(shown.columns), *shown.to_numpy().tolist()]]
+    cells = [[markdown_text(text) for text in row] for row in [list(shown.columns), *shown.to_numpy().tolist()]]
     lines = markdown_table(cells, "l" * left + "r" * (len(shown.columns) - left))
-    footer = "".join(f"\n- {_markdown_text(note)}." for note in notes)
-    return f"# {_markdown_text(title)}\n\n" + "\n".join(lines) + f"\n{footer}\n"
-
-
-def latex(shown: pd.DataFrame, notes: Sequence[str], title: str, *, label: str = "tab:results") -> str:
-    """Writes a table of strings as LaTeX, ready to be input; the document needs the package booktabs."""
-    rows = [" & ".join(map(latex_text, row)) + r" \\" for row in shown.to_numpy().tolist()]
-    header = " & ".join(rf"\textbf{{{latex_text(column)}}}" for column in shown.columns) + r" \\"
-    lines = [
-        "% Needs \\usepackage{booktabs}.",
-        r"\begin{table}",
-        r"\centering",
-        r"\scriptsize",
-        r"\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{{latex_text(title)}.}}",
-        rf"\label{{{label}}}",
-        rf"\begin{{tabular}}{{l{'r' * (len(shown.columns) - 1)}}}",
-        r"\toprule",
-        header,
-        r"\midrule",
-        *rows,
-        r"\bottomrule",
-        r"\end{tabular}",
-        *[rf"\par\raggedright {latex_text(note)}." for note in notes],
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def latex_text(text: str) -> str:
-    """Escapes the special characters of LaTeX; a character that its default fonts lack becomes a question mark."""
-    known = "".join(character if ord(character) < 256 or character in LATEX_ESCAPES else "?" for character in text)
-    return "".join(LATEX_ESCAPES.get(character, character) for character in known)
+    footer = "".join(f"\n- {markdown_text(note)}." for note in notes)
+    return f"# {markdown_text(title)}\n\n" + "\n".join(lines) + f"\n{footer}\n"
 
 
 def marked(texts: Sequence[str], busy: Iterable[bool]) -> list[str]:
@@ -147,6 +104,6 @@ def _with_error(means: "pd.Series[float]", errors: "pd.Series[float]") -> list[s
     return texts
 
 
-def _markdown_text(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Escapes Markdown's special characters."""
     return re.sub(r"[\\|`<\[\]]", r"\\\g<0>", text).replace("\n", " ")

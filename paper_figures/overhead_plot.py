@@ -1,20 +1,21 @@
 """The figure of the cost: cumulative device-hours against the number of sizes delivered."""
 
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from paper_figures.cells import BUSY, MissingRecordsError
-from paper_figures.house_style import drawn
+from paper_figures.house_style import COLUMN, drawn
 from paper_figures.methods import look_of
 from paper_figures.overhead import Comparison, comparisons, total, why_not
 from paper_figures.overhead_terms import Term, overhead_terms
 from repro.experiment.records import Record
 
 
-def overhead(records: Sequence[Record], width: float = 5.6) -> Figure:
+def overhead(records: Sequence[Record], width: float = COLUMN) -> Figure:
     """Draws cumulative device-hours against the number of sizes delivered, a panel per device; `width` is in inches.
 
     Raises:
@@ -26,36 +27,38 @@ def overhead(records: Sequence[Record], width: float = 5.6) -> Figure:
     if not pairs:
         raise MissingRecordsError(why_not(terms, notes).replace("overhead:", "the figure overhead:"))
     devices = sorted({pair.device for pair in pairs})
-    figure = Figure(figsize=(width, 3.5 * len(devices)))
-    for axes, device in zip(figure.subplots(len(devices), squeeze=False)[:, 0], devices, strict=True):
+    figure = Figure(figsize=(width, 3.4 * len(devices)))
+    for part, device in zip(figure.subfigures(len(devices), squeeze=False)[:, 0], devices, strict=True):
         ofa = [term for term in terms if term.device == device and term.approach == "ofa"]
-        _draw_overhead(axes, [pair for pair in pairs if pair.device == device], ofa)
-        axes.set_title(drawn(f"Training overhead on {device}"), loc="left", pad=26)
+        _draw_overhead(part, [pair for pair in pairs if pair.device == device], ofa)
+        part.suptitle(drawn(textwrap.fill(device, int(16 * width))), fontsize=8)
     return figure
 
 
-def _draw_overhead(axes: Axes, pairs: Sequence[Comparison], ofa: Sequence[Term]) -> None:
+def _draw_overhead(part: SubFigure, pairs: Sequence[Comparison], ofa: Sequence[Term]) -> None:
     """Draws OFA's flat line, each independent method's rising line, and a ring where the mean cost per size overtakes OFA."""
+    axes = part.subplots()
     paid, busy = total(ofa, "device_hours") or 0.0, any(term.busy for term in ofa)
     n_sizes = max(len(pair.sizes) for pair in pairs)
     look = look_of("ofa")
-    axes.axhline(paid, color=look.colour, linewidth=2.2, label=f"{look.label}: joint training and every extraction" + BUSY * busy)
+    axes.axhline(paid, color=look.colour, linewidth=2.0, label=f"{look.label}: one run and every extraction" + BUSY * busy)
     for pair in pairs:
         look, versus = look_of(pair.method), pair.versus("device_hours")
         paid_up_to = pair.hours_up_to()
         label = look.label
         if versus:
-            label += f": OFA is cheaper from {versus.break_even} size{'s' if versus.break_even > 1 else ''} on" + _without_whole(pair)
+            label += f": OFA cheaper from {versus.break_even} size{'s' * (versus.break_even > 1)}" + _without_whole(pair)
             label += BUSY * versus.busy
             n_sizes = max(n_sizes, min(versus.break_even, 2 * len(pair.sizes)))
         axes.plot(range(len(paid_up_to)), paid_up_to, color=look.colour, marker=look.marker, label=label, zorder=3)
-    axes.plot([], [], color="#777777", linewidth=0.8, linestyle=":", label="at the mean cost per size, break-even ringed")
+    axes.plot([], [], color="#777777", linewidth=0.8, linestyle=":", label="k sizes at the mean cost of one")
+    axes.plot([], [], color="#777777", marker="o", markersize=8, fillstyle="none", linestyle="", label="break-even: more than OFA")
     _ring_break_evens(axes, pairs, n_sizes)
     axes.set_xlim(-0.15, n_sizes + 0.35)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="Sizes delivered, the smallest first", ylabel="Cumulative device-hours")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), borderaxespad=0.0)
+    axes.set(xlabel="Sizes delivered (k), the smallest first", ylabel="Cumulative device-hours")
+    part.legend(*axes.get_legend_handles_labels(), loc="outside lower center")
 
 
 def _without_whole(pair: Comparison) -> str:
@@ -75,7 +78,7 @@ def _ring_break_evens(axes: Axes, pairs: Sequence[Comparison], n_sizes: int) -> 
         end = min(max(k, versus.n_sizes), n_sizes)
         axes.plot([0, end], [0, end * versus.mean_per_size], color=colour, linewidth=0.8, linestyle=":", zorder=2)
         if k <= n_sizes:
-            axes.plot([k], [k * versus.mean_per_size], color=colour, marker="o", markersize=11, fillstyle="none", linestyle="", zorder=4)
+            axes.plot([k], [k * versus.mean_per_size], color=colour, marker="o", markersize=9, fillstyle="none", linestyle="", zorder=4)
             if k not in labelled:
                 axes.axvline(k, color="#777777", linewidth=0.8, linestyle="--", zorder=1)
                 # Above the axes, where no line runs.
@@ -86,6 +89,6 @@ def _ring_break_evens(axes: Axes, pairs: Sequence[Comparison], n_sizes: int) -> 
                     xycoords=("data", "axes fraction"),
                     textcoords="offset points",
                     ha="center",
-                    fontsize=8,
+                    fontsize=7,
                 )
             labelled.add(k)

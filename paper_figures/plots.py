@@ -1,8 +1,6 @@
-"""The figures of quality against MACs and parameters, drawn from the tables' own numbers, and how all figures are written."""
+"""The figures of quality against MACs and parameters, drawn from the tables' own numbers."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,88 +8,20 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter
 
 from paper_figures.cells import MissingRecordsError
-from paper_figures.comparable import IncomparableError
-from paper_figures.curve_plots import curves
-from paper_figures.curves import Curves
-from paper_figures.evidence import Grid
-from paper_figures.evidence_plots import ablations, balance, quality_vs_cost
-from paper_figures.house_style import drawn, house_style, save_figure
+from paper_figures.comparable import in_words
+from paper_figures.house_style import PAGE, WIDE, drawn, legend_columns
 from paper_figures.methods import REAL_OR_NOISE, look_of, sort_key
-from paper_figures.overhead_plot import overhead
 from paper_figures.published import Published
 from paper_figures.published_points import Point, add_published_legend, draw_published
-from paper_figures.sample_grid import samples
-from paper_figures.tables import metrics_of, results_table
-from repro.experiment.records import Record
+from paper_figures.tables import metrics_of
 
 LOG_FROM_RATIO = 20
 ASK_FOR_RUN = "run `python -m repro run`"
 WITH_CONTROLS, TRAINED_ONLY = "With untrained controls", "Trained only"
+VIEWS = (WITH_CONTROLS, TRAINED_ONLY)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How wide a figure of qualities is, in inches, and which views of it stand side by side."""
-
-    width: float
-    views: tuple[str, ...]
-    legend_columns: int
-
-
-SIDE_BY_SIDE = Layout(width=7.0, views=(WITH_CONTROLS, TRAINED_ONLY), legend_columns=4)
-
-
-def write_figures(
-    folder: Path, records: Sequence[Record], published: Sequence[Published] = (), target: float | None = None
-) -> tuple[list[Path], list[str]]:
-    """Draws every figure that the records allow and returns the paths written and a line about each thing left out.
-
-    Published figures that may be shown stand beside ours; curves show a target where one is asked for.
-
-    Raises:
-        ReproError: A record or sample strip is malformed, or the folder cannot be written.
-    """
-    table = results_table(records)
-    drawings: dict[str, Callable[[], Figure]] = {
-        "fid_vs_macs": lambda: fid_vs_macs(table, published),
-        "fid_vs_params": lambda: fid_vs_params(table, published),
-        "overhead": lambda: overhead(records),
-        "samples": lambda: samples(folder, records),
-        **evidence_drawings(records, target),
-    }
-    paths, notes = draw_all(folder, drawings)
-    if metrics_of(table) and not (table["method"] == "floor").any():
-        notes.append(f"the floor's dashed line: left out, no floor record; {ASK_FOR_RUN}")
-    return paths, notes
-
-
-def draw_all(folder: Path, drawings: Mapping[str, Callable[[], Figure]]) -> tuple[list[Path], list[str]]:
-    """Draws figures in the project's style and returns the paths written and a line about each that the records do not allow."""
-    paths, notes = [], []
-    for name, draw in drawings.items():
-        with house_style():
-            try:
-                paths += save_figure(draw(), folder, name)
-            except MissingRecordsError as error:
-                notes.append(str(error))
-            except IncomparableError as error:
-                notes.append(f"the figure {name}: left out, {error}")
-    return paths, notes
-
-
-def evidence_drawings(records: Sequence[Record], target: float | None = None) -> dict[str, Callable[[], Figure]]:
-    """Returns the figures of the evidence, name -> how to draw it; none for an experiment without ablations and curves."""
-    grid = Grid(records)
-    drawings: dict[str, Callable[[], Figure]] = {}
-    if grid.variants():
-        drawings |= {"ablations": lambda: ablations(grid), "balance": lambda: balance(grid)}
-        drawings |= {"quality_vs_cost": lambda: quality_vs_cost(grid)}
-    if Curves(grid).of:
-        drawings |= {"curves": lambda: curves(grid, target=target)}
-    return drawings
-
-
-def fid_vs_macs(table: pd.DataFrame, published: Sequence[Published] = (), layout: Layout = SIDE_BY_SIDE) -> Figure:
+def fid_vs_macs(table: pd.DataFrame, published: Sequence[Published] = (), width: float = PAGE, views: Sequence[str] = VIEWS) -> Figure:
     """Draws quality against the MACs of one forward, a line per method; published points by torch-pruning's count.
 
     Raises:
@@ -99,23 +29,38 @@ def fid_vs_macs(table: pd.DataFrame, published: Sequence[Published] = (), layout
     """
     scale, unit = (1e9, "G") if (table["macs"] >= 1e9).any() else (1e6, "M")
     points = [Point(entry=entry, x=entry.macs_torch_pruning / scale) for entry in published if entry.macs_torch_pruning]
-    return quality_figure(table, "macs", scale, f"MACs of one denoiser forward on one image ({unit})", points, layout)
+    return quality_figure(table, "macs", scale, f"MACs of one denoiser forward on one image ({unit})", points, width, views)
 
 
-def fid_vs_params(table: pd.DataFrame, published: Sequence[Published] = (), layout: Layout = SIDE_BY_SIDE) -> Figure:
+def fid_vs_params(table: pd.DataFrame, published: Sequence[Published] = (), width: float = PAGE, views: Sequence[str] = VIEWS) -> Figure:
     """Draws quality against the number of parameters, a line per method.
 
     Raises:
         MissingRecordsError: No cell with a size has a quality.
     """
     points = [Point(entry=entry, x=entry.params / 1e6) for entry in published if entry.params]
-    return quality_figure(table, "params", 1e6, "Parameters (M)", points, layout)
+    return quality_figure(table, "params", 1e6, "Parameters (M)", points, width, views)
 
 
 def quality_figure(
-    table: pd.DataFrame, column: str, scale: float, xlabel: str, published: Sequence[Point] = (), layout: Layout = SIDE_BY_SIDE
+    table: pd.DataFrame,
+    column: str,
+    scale: float,
+    xlabel: str,
+    published: Sequence[Point] = (),
+    width: float = PAGE,
+    views: Sequence[str] = VIEWS,
 ) -> Figure:
-    """Draws a panel for each scale: numbers of different metrics, extractors, references, samplers or sample counts share no axis.
+    """Draws a part for each scale: numbers of different metrics, extractors, references, samplers or sample counts share no axis.
+
+    Args:
+        table: The rows; a failed cell is one without a quality.
+        column: What is drawn on the horizontal axis, over `scale` and under the name `xlabel`.
+        scale: The unit of the horizontal axis, such as 1e6.
+        xlabel: The name of the horizontal axis.
+        published: Points of the literature, for the last panel.
+        width: Of the figure, in inches.
+        views: The panels: with the untrained controls, without them, or both.
 
     Raises:
         MissingRecordsError: No row has both a quality and a number in the column.
@@ -123,33 +68,40 @@ def quality_figure(
     panels = [(metric, judged, _on_scale(table, judged)) for metric in metrics_of(table) for judged in _scales(table, metric, column)]
     if not panels:
         raise MissingRecordsError(f"the figure fid_vs_{column}: left out, no evaluated cell; {ASK_FOR_RUN}")
-    figure = Figure(figsize=(layout.width, (4.6 if published else 3.7) * len(panels)))
+    light = table["method"].map(lambda method: look_of(method).light)
+    down = len(views) if width < WIDE and light.any() and not light.all() else 1
+    figure = Figure(figsize=(width, (0.9 + 2.0 * down + (0.9 if published else 0.0)) * len(panels)))
     for part_of_figure, (metric, judged, part) in zip(figure.subfigures(len(panels), squeeze=False)[:, 0], panels, strict=True):
         n = part["n_samples"].iloc[0]
         # Cells that failed stay in as blanks: they break the line, so that no gap is bridged.
         failed = table[table["n_samples"].isna() & table["method"].isin(part["method"])]
         rows = pd.concat([part, failed]).sort_values("size", ascending=False, kind="stable")
-        light = rows["method"].map(lambda method: look_of(method).light)
-        # The untrained controls are so much worse that the trained networks need a panel of their own.
-        both = {WITH_CONTROLS: rows, TRAINED_ONLY: rows[~light]}
-        views = {"": rows} if light.all() or not light.any() else {view: both[view] for view in layout.views}
-        axes_of = part_of_figure.subplots(1, len(views), squeeze=False)[0]
-        beside = [point for point in published if (point.entry.protocol.metric, point.entry.protocol.n_samples) == (metric, n)]
-        draw_published(axes_of[-1], beside)
-        for axes, (title, shown) in zip(axes_of, views.items(), strict=True):
+        panels_of = _views(rows, views)
+        axes_of = part_of_figure.subplots(len(panels_of) if down > 1 else 1, 1 if down > 1 else len(panels_of), squeeze=False).flat
+        for axes, (title, shown) in zip(axes_of, panels_of.items(), strict=True):
             _draw_quality(axes, shown, (metric, f"{metric}_std_error"), shown[column] / scale, _x_spread(shown, column, scale))
             axes.set_title(title, loc="left")
         told = _told(judged, [other for named, other, _ in panels if named == metric])
-        axes_of[0].set_ylabel(drawn(f"{metric}, {int(n):,} samples (lower is better){told}"))
-        _add_legend(part_of_figure, axes_of[0], layout.legend_columns)
+        part_of_figure.supylabel(drawn(f"{in_words(metric, judged)}\n({int(n):,} samples, lower is better){told}"), multialignment="center")
+        _add_legend(part_of_figure, axes_of[0], width)
+        beside = [point for point in published if (point.entry.protocol.metric, point.entry.protocol.n_samples) == (metric, n)]
         if beside:  # the part's own label would lie under the second legend
+            draw_published(axes_of[-1], beside)
             for axes in axes_of:
                 axes.set_xlabel(xlabel)
             counter = "Published points: MACs by torch-pruning's count" if column == "macs" else None
-            add_published_legend(part_of_figure, beside, counter, layout.legend_columns // 2)
+            add_published_legend(part_of_figure, beside, counter, width)
         else:
-            part_of_figure.supxlabel(xlabel, fontsize=9)
+            part_of_figure.supxlabel(xlabel)
     return figure
+
+
+def _views(rows: pd.DataFrame, views: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Returns the rows of each panel by its title: the untrained controls are so much worse that the others need one of their own."""
+    light = rows["method"].map(lambda method: look_of(method).light)
+    if light.all() or not light.any():
+        return {"": rows}
+    return {view: {WITH_CONTROLS: rows, TRAINED_ONLY: rows[~light]}[view] for view in views}
 
 
 def _x_spread(rows: pd.DataFrame, column: str, scale: float) -> pd.DataFrame | None:
@@ -182,10 +134,10 @@ def _told(scale: str, scales: Sequence[str]) -> str:
     return "\n" + ", ".join(own) if own else ""
 
 
-def _add_legend(figure: SubFigure, axes: Axes, columns: int) -> None:
+def _add_legend(figure: SubFigure, axes: Axes, width: float) -> None:
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     labels = sorted(handles, key=lambda label: label == look_of("floor").label)
-    figure.legend([handles[label] for label in labels], labels, loc="outside upper center", ncols=columns)
+    figure.legend([handles[label] for label in labels], labels, loc="outside upper center", ncols=legend_columns(labels, width))
 
 
 def _draw_quality(
@@ -207,12 +159,13 @@ def _draw_quality(
                 xerr=x_error.loc[line.index].to_numpy().T if x_error is not None else None,
                 color=look.colour,
                 marker=look.marker,
-                markersize=9 if method == "base" else None,
+                markersize=11 if method == "base" else None,
+                markerfacecolor="white" if method == "base" else None,
                 linestyle="none" if method == "base" else ":" if look.light else "-",
                 linewidth=1.0 if look.light else None if x_error is None else 0.6,  # what is spread both ways makes no smooth line
                 elinewidth=None if x_error is None else 0.6,
                 label=drawn(f"{look.label}, {device}") if several else look.label,
-                zorder=2 if look.light else 4 if method == "base" else 3,
+                zorder=2 if look.light or method == "base" else 4 if method == "ofa" else 3,  # the base lies behind: others share its place
             )
     for floor in rows.loc[rows["method"] == "floor", value].dropna():
         axes.axhline(float(floor), color=look_of("floor").colour, linestyle="--", linewidth=1.0, label=look_of("floor").label, zorder=1)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
 
-from paper_figures.house_style import drawn
+from paper_figures.house_style import drawn, legend_columns
 from paper_figures.methods import LOOKS, look_of
 from paper_figures.published import Published
 
@@ -29,7 +29,7 @@ def draw_published(axes: Axes, points: Sequence[Point]) -> None:
         axes.plot([point.x], [point.entry.fid], zorder=5, **_style(point.entry))
 
 
-def add_published_legend(figure: SubFigure, points: Sequence[Point], title: str | None, columns: int) -> None:
+def add_published_legend(figure: SubFigure, points: Sequence[Point], title: str | None, width: float) -> None:
     """Adds a legend below the axes, an item per method with the figures themselves: points of one size lie on top of one another."""
     groups: dict[str, list[Published]] = {}
     for point in points:
@@ -38,7 +38,7 @@ def add_published_legend(figure: SubFigure, points: Sequence[Point], title: str 
     figures = {method: ", ".join(f"{entry.fid:.2f}" for entry in group) for method, group in groups.items()}
     labels = [drawn(f"{names[method]} (published): {listed}") for method, listed in figures.items()]
     handles = [Line2D([], [], **_style(group[0])) for group in groups.values()]
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title, title_fontsize=8, alignment="left")
+    figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns(labels, width), title=title, alignment="left")
 
 
 def _style(entry: Published) -> dict[str, Any]:

@@ -3,26 +3,29 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib as mpl
 import matplotlib.image
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
 from paper_figures.cells import Cell, MissingRecordsError, Strip, cells_of
+from paper_figures.house_style import COLUMN, text_inches
 from paper_figures.methods import look_of
 from repro.errors import ReproError
 from repro.experiment.records import Record
 from repro.files.writing import sha256_of_file
 
 MAX_IMAGES = 10
-IMAGE_INCHES = 0.36
+TALLEST, MARGIN = 8.0, 0.03  # inches: of a page of text, and white around a figure
 
 Image = npt.NDArray[np.float64]
 
 
-def samples(folder: Path, records: Sequence[Record]) -> Figure:
-    """Draws the sample strips of every cell of the lowest seed but of ablations, at most ten images a row.
+def samples(folder: Path, records: Sequence[Record], width: float = COLUMN) -> Figure:
+    """Draws the sample strips of every cell of the lowest seed but of ablations, at most ten images a row, as large as a page allows.
 
     Raises:
         MissingRecordsError: No record names a strip that exists.
@@ -32,14 +35,17 @@ def samples(folder: Path, records: Sequence[Record]) -> Figure:
     rows = [images_of(folder, cell.strip) for cell in cells if cell.strip]
     canvas, centres = _stacked(rows, [cell.method for cell in cells])
     labels = [_label(cell) for cell in cells]
-    label_inches = 0.5 + 0.075 * max(map(len, labels))
-    inches_per_pixel = IMAGE_INCHES / rows[0].shape[1]
-    figure = Figure(figsize=(canvas.shape[1] * inches_per_pixel + label_inches, canvas.shape[0] * inches_per_pixel + 0.5))
-    axes = figure.subplots()
+    below, beside = 0.25 + MARGIN, 0.1 + MARGIN + max(text_inches(label, mpl.rcParams["ytick.labelsize"]) for label in labels)
+    inches_per_pixel = min((width - beside) / canvas.shape[1], TALLEST / canvas.shape[0])
+    width, height = canvas.shape[1] * inches_per_pixel + beside, canvas.shape[0] * inches_per_pixel + below
+    placed_here = PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True)  # "none" is forgotten once a figure is saved
+    figure = Figure(figsize=(width, height), layout=placed_here)
+    left, bottom = (beside - MARGIN) / width, (below - MARGIN) / height
+    axes = figure.add_axes((left, bottom, 1 - beside / width, 1 - below / height))
     axes.imshow(canvas, interpolation="nearest", aspect="equal")
     axes.set_yticks(centres, labels)
     axes.set_xticks([])
-    axes.set_xlabel("The same noise (generator seed) in every column")
+    figure.supxlabel("The same noise in every column")
     axes.grid(visible=False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -11,7 +11,8 @@ import pandas as pd
 
 from paper_figures.cells import Cell, MissingRecordsError, cells_of
 from paper_figures.comparable import COUNTS, Conditions, against_most, most_common
-from paper_figures.markup import latex, markdown, printable
+from paper_figures.latex import long_table
+from paper_figures.markup import markdown, printable
 from paper_figures.methods import REAL_OR_NOISE, sort_key
 from paper_figures.published_selection import NO_LITERATURE, Literature, Shown
 from paper_figures.total_cost import TotalCost, deliverers, mean, total_cost
@@ -141,11 +142,12 @@ def write_tables(folder: Path, records: Sequence[Record], literature: Literature
         raise MissingRecordsError("tables: left out, only trial records or none; run `python -m repro run`")
     shown, notes = printable(table)
     notes += literature.footnotes
-    title = f"Results of the experiment {records[0]['experiment']}"
+    experiment = str(records[0]["experiment"])
+    title = f"Results of the experiment {experiment}"
     texts = {
         "csv": table.to_csv(index=False, lineterminator="\n"),
         "md": markdown(shown, notes, title),
-        "tex": latex(shown, notes, title),
+        "tex": long_table(shown, notes, title, name="results", experiment=experiment),
     }
     paths = [folder / "tables" / f"results.{suffix}" for suffix in texts]
     for path, text in zip(paths, texts.values(), strict=True):

@@ -123,6 +123,7 @@ TABLE = {
     "python -m paper_figures --results results/local --experiment digits --show": Small(
         after=("python spread.py run --sizes 0.5", "python cubic_law.py run", "python cut_alone.py run"), says="cubic"
     ),
+    "python -m paper_figures --results results/local --experiment digits --width 3.25in": Small(after=(LOCAL,), says="captions.md"),
     "nox -s bench -- --only memory": Small(words="--rounds 1 --steps 1", says="peak memory"),
 }
 

@@ -17,13 +17,13 @@ from paper_figures.house_style import drawn
 from paper_figures.latency import LatencyRow, batches_of, latency_table
 from paper_figures.methods import look_of, sort_key
 from paper_figures.overhead_plot import overhead
-from paper_figures.plots import ASK_FOR_RUN, TRAINED_ONLY, WITH_CONTROLS, Layout, fid_vs_macs, fid_vs_params, quality_figure
+from paper_figures.plots import ASK_FOR_RUN, TRAINED_ONLY, WITH_CONTROLS, fid_vs_macs, fid_vs_params, quality_figure
 from paper_figures.published_selection import Literature
 from paper_figures.report.drawing import Picture, picture
 from paper_figures.tables import metrics_of, results_table
 from repro.experiment.records import Record
 
-WIDTH = 4.4  # inches: on a phone its letters are as large as those of a caption
+WIDTH = 3.85  # inches: on a phone its letters are as large as those of a caption
 WINDOW = 5  # points of a training curve
 SPREAD = "mean over seeds, bars of one standard error"
 
@@ -33,10 +33,14 @@ Drawing = tuple[Callable[[], Figure], str, str]
 def quality(records: Sequence[Record], literature: Literature, latencies: Sequence[LatencyRow]) -> tuple[list[Picture], list[str]]:
     """Draws quality against MACs, latency and parameters, and returns what could be drawn and a line about each that could not."""
     table, shown = results_table(records), literature.entries
-    trained, all_of_them = (Layout(width=WIDTH, views=(view,), legend_columns=3) for view in (TRAINED_ONLY, WITH_CONTROLS))
+    trained, all_of_them = (TRAINED_ONLY,), (WITH_CONTROLS,)
     best = _in_words(table) if metrics_of(table) else ""
     drawings: list[Drawing] = [
-        (lambda: fid_vs_macs(table, shown, trained), f"Line plot of quality against MACs. {best}", f"Quality against MACs: {SPREAD}."),
+        (
+            lambda: fid_vs_macs(table, shown, WIDTH, trained),
+            f"Line plot of quality against MACs. {best}",
+            f"Quality against MACs: {SPREAD}.",
+        ),
     ]
     if latencies:
         times = latency_table(latencies)
@@ -45,14 +49,14 @@ def quality(records: Sequence[Record], literature: Literature, latencies: Sequen
             label = f"Latency of one forward pass, batch {batch} (ms)" + busy
             drawings.append(
                 (
-                    partial(quality_figure, times, f"latency_ms_{batch}", 1.0, label, (), trained),
+                    partial(quality_figure, times, f"latency_ms_{batch}", 1.0, label, (), WIDTH, trained),
                     f"Line plot of quality against latency at batch {batch}; the table of latencies has its numbers.",
                     f"Quality against latency at batch {batch}: {SPREAD}; of latency the quartiles, where recorded.",
                 )
             )
     drawings.append(
         (
-            lambda: fid_vs_params(table, shown, trained),
+            lambda: fid_vs_params(table, shown, WIDTH, trained),
             "Line plot of quality against parameters; its numbers are in the table of results.",
             f"Quality against parameters: {SPREAD}.",
         )
@@ -60,7 +64,7 @@ def quality(records: Sequence[Record], literature: Literature, latencies: Sequen
     if table["method"].map(lambda method: look_of(method).light).any():
         drawings.append(
             (
-                lambda: fid_vs_macs(table, shown, all_of_them),
+                lambda: fid_vs_macs(table, shown, WIDTH, all_of_them),
                 "The first plot again with untrained controls, which lie far above the trained networks.",
                 "With the untrained controls, on a logarithmic axis: what training is worth.",
             )

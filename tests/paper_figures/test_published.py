@@ -15,7 +15,8 @@ import pytest
 from support.record_factory import make_cifar10_record, make_cifar10_records, make_records, quality, write_records
 
 from paper_figures.__main__ import main
-from paper_figures.markup import latex, markdown, printable
+from paper_figures.latex import long_table
+from paper_figures.markup import markdown, printable
 from paper_figures.plots import fid_vs_macs, fid_vs_params
 from paper_figures.published import load_published
 from paper_figures.published_selection import literature_beside
@@ -392,7 +393,7 @@ def test_published_counts_keep_their_digits_and_every_note_is_printed(shipped):
     assert "https://arxiv.org/abs/2305.10924" in note and "base: EMA weights, here raw" in note
     assert "- In every row of ours: " in text and "| Base " in text and " 35.75 |" in text
     assert "- Published by Ho et al., 2020, not shown: DDPM 3.17" in text
-    source = latex(shown, [*notes, *literature.footnotes], "Results")
+    source = long_table(shown, [*notes, *literature.footnotes], "Results", name="results", experiment="cifar10")
     assert "?" not in source and r"Diff-Pruning, T = 0.05 (published)" in source
 
 
