@@ -22,9 +22,11 @@ from paper_figures.paper_tables import table_ablation, table_claims, table_main,
 from paper_figures.published import Published, load_published
 from paper_figures.published_selection import Literature, literature_beside
 from paper_figures.tables import results_table, with_published, write_tables
+from repro.cli.completion import completed
 from repro.cli.ending import ended
 from repro.errors import ReproError
 from repro.experiment.records import Record
+from repro.files.shipped_files import PUBLISHED
 from repro.grid import known_records
 
 NARROWEST, WIDEST = 3.0, 12.0  # of a figure, in inches: its type stays of 7 and 8 pt
@@ -46,7 +48,7 @@ where trainings were judged on their way ([curves] of a configuration):
 and for `report`:
   FOLDER/report.html                            one page that holds tables, figures, samples and records, and needs no network
 What the records do not allow is left out, with a line that says what to run. The same records give the same bytes.
-Figures from the literature stand beside ours, marked as published, where the protocol is the same: results/published.toml.
+Figures from the literature stand beside ours, marked as published, where the protocol is the same.
 
 examples:
   python -m paper_figures                       everything, for every experiment
@@ -70,7 +72,7 @@ class Asked:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; a user's mistake is one line on stderr."""
-    return ended(lambda: _run(_parser().parse_args(arguments)))
+    return ended(lambda: _run(completed(_parser()).parse_args(arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -133,15 +135,14 @@ def experiment_folders(results: Path, experiment: str | None) -> list[Path]:
 
 
 def _published(options: argparse.Namespace) -> list[Published]:
-    """Reads the published figures: the named file, or else the `published.toml` in the folder of experiments or above it."""
+    """Reads the published figures: the named file, or a `published.toml` in the folder of experiments or above it, or the package's."""
     if options.no_published:
         return []
     if options.published:
         return load_published(options.published)
     results = options.results.resolve()  # may be one experiment's folder, in results/ or in results/local/
     found = (folder / "published.toml" for folder in (results, *results.parents[:2]))
-    path = next((path for path in found if path.is_file()), None)
-    return load_published(path) if path else []
+    return load_published(next((path for path in found if path.is_file()), PUBLISHED))
 
 
 def _make_tables(folder: Path, records: Sequence[Record], literature: Literature, asked: Asked) -> None:
@@ -286,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help=results_help)
     parser.add_argument("--experiment", metavar="NAME", help="only this experiment (default: every one that has records)")
     beside = parser.add_mutually_exclusive_group()
-    published_help = "published figures to show beside ours (default: published.toml in the folder of experiments, or above it)"
+    published_help = "published figures to show beside ours (default: published.toml in the folder of experiments or above, or the shipped)"
     beside.add_argument("--published", type=Path, metavar="FILE", help=published_help)
     beside.add_argument("--no-published", action="store_true", help="show no published figures")
     parser.add_argument("--show", action="store_true", help="print the table of results as well")

@@ -23,6 +23,7 @@ class Program:
 
 
 MODULE = Program(words=("-m", "repro"), typed="python -m repro")
+SCRIPT = Program(words=MODULE.words, typed="ofa-diffusion")
 
 
 def this_script() -> Program:

@@ -342,7 +342,7 @@ def extracted(flow):
 
 def test_extracted_subnet_is_loaded_and_sampled_as_its_card_says(flow, extracted):
     card = (extracted / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     code += "\nprint(sorted(images.shape))"
     done = python("-c", code, cwd=extracted.parent)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from repro.cli.arguments import DEFAULT_CONFIG, DEFAULT_PLACES, Verb, parser
+from repro.cli.completion import completed
 from repro.cli.ending import ended, notify
 from repro.config import load_config
 from repro.config.sections import check
 from repro.errors import INTERRUPTED, ReproError
 from repro.methods.names import DEFAULT
-from repro.program import MODULE, Program
+from repro.program import MODULE, SCRIPT, Program
 from repro.runtime.environment import set_for_cublas
 from repro.size_text import size_text
 from repro.text_table import text_table
@@ -55,7 +56,7 @@ def main(
     given = argparse.Namespace(own=own, parts=parts, default=default, program=program, notify=None)
 
     def command() -> int:
-        options = parser(VERBS, program=program, default=default).parse_args(arguments, given)
+        options = completed(parser(VERBS, program=program, default=default)).parse_args(arguments, given)
         return int(options.verb(options))
 
     words = sys.argv[1:] if arguments is None else arguments
@@ -67,6 +68,11 @@ def main(
         if given.notify:
             notify(given.notify, code)
     return code
+
+
+def console() -> int:
+    """Runs one command of the console script `ofa-diffusion`."""
+    return main(program=SCRIPT)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -5,34 +5,33 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from repro.cli.completion import completing
 from repro.config import SHIPPED
 from repro.config.sections import MOST_CHANNELS
 from repro.methods.names import DEFAULT
-from repro.program import MODULE, Program
+from repro.program import MODULE, SCRIPT, Program
 
 Number = TypeVar("Number", int, float)
 NETWORKS = ", ".join(sorted(path.stem for path in (SHIPPED / "networks").glob("*.json")))
 Verb = Callable[[argparse.Namespace], int]
 DEFAULT_CONFIG = "digits"
-EPILOG = """examples:
-  python -m repro run                                     the whole comparison on handwritten digits, about 15 minutes on two cores
-  python -m repro run --methods ofa --sizes 0.5           one cell, and what it needs
-  python -m repro run --methods ofa_open --seeds 0,1,2    an ablation; docs/concepts.md lists them
-  python -m repro estimate --config cifar10               what it would take, here and on other devices
-  python -m repro run --dry-run                           the cells in their order and what they would take; starts nothing
-  python -m repro run --set ofa_training.steps=2000 --results results/local-2000 --runs runs-2000
-  python -m repro run --config cifar10 --ranks 8 --yes    on eight GPUs of this machine; --hostfile FILE for several machines
-  python -m repro run --config cifar10 --parallel-cells 8 eight cells at a time, a GPU each
-  python -m repro run --config cifar10 --slurm jobs       writes a job array, a cell for each index; submits nothing
-  python -m repro status --watch                          what is done, running, interrupted, failed, missing
-  python -m repro sizes --allocation uniform              what each size realises
-  python -m repro sizes --network stable-diffusion-1.5    what the sizes of that network would be
-  python -m repro sizes --max-params 120k                 the largest size within a budget, and what training exactly it would take
-  python -m repro choose --max-params 100k --out subnet   the best recorded subnet within a budget, as a folder that diffusers can load
-  python -m repro extract --size 0.5 --out subnet         a folder that diffusers can load
-  python -m paper_figures                                 tables and figures from the records
-
-"""
+EXAMPLES = (
+    ("run", "the whole comparison on handwritten digits, about 15 minutes on two cores"),
+    ("run --methods ofa --sizes 0.5", "one cell, and what it needs"),
+    ("run --methods ofa_open --seeds 0,1,2", "an ablation; docs/concepts.md lists them"),
+    ("estimate --config cifar10", "what it would take, here and on other devices"),
+    ("run --dry-run", "the cells in their order and what they would take; starts nothing"),
+    ("run --set ofa_training.steps=2000 --results results/local-2000 --runs runs-2000", ""),
+    ("run --config cifar10 --ranks 8 --yes", "on eight GPUs of this machine; --hostfile FILE for several machines"),
+    ("run --config cifar10 --parallel-cells 8", "eight cells at a time, a GPU each"),
+    ("run --config cifar10 --slurm jobs", "writes a job array, a cell for each index; submits nothing"),
+    ("status --watch", "what is done, running, interrupted, failed, missing"),
+    ("sizes --allocation uniform", "what each size realises"),
+    ("sizes --network stable-diffusion-1.5", "what the sizes of that network would be"),
+    ("sizes --max-params 120k", "the largest size within a budget, and what training exactly it would take"),
+    ("choose --max-params 100k --out subnet", "the best recorded subnet within a budget, as a folder that diffusers can load"),
+    ("extract --size 0.5 --out subnet", "a folder that diffusers can load"),
+)
 EXIT_CODES = (
     "exit codes: 0 done, 1 a cell failed (its record says why), 2 a mistake in what was asked for, 75 interrupted or busy: run it again, "
     "130 interrupted from the keyboard: likewise"
@@ -54,22 +53,23 @@ def parser(
     root = argparse.ArgumentParser(
         prog=program.typed,
         description="Trains OFA-Diffusion Compression (arXiv 2604.12668) beside per-size independent pruning; records cost, FID and MACs.",
-        epilog=(EPILOG if program == MODULE else "") + EXIT_CODES,
+        epilog=(_examples(program) if program.words == MODULE.words else "") + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     verbs = root.add_subparsers(required=True, metavar="VERB")
-    shipped = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.toml")))
+    shipped = sorted(path.stem for path in SHIPPED.glob("*.toml"))
     for name, (function, summary) in verbs_by_name.items():
         sentence = summary[0].upper() + summary[1:] + "."
         verb = verbs.add_parser(name, help=summary, description=sentence, epilog=EXIT_CODES, allow_abbrev=False)
         verb.set_defaults(verb=function)
-        verb.add_argument(
+        config = verb.add_argument(
             "--config",
             default=None if name == "sizes" else DEFAULT_CONFIG,  # None: not given, beside --network
             metavar="NAME",
-            help=f"a shipped configuration ({shipped}) or the path of a TOML file (default: {DEFAULT_CONFIG})",
+            help=f"a shipped configuration ({', '.join(shipped)}) or the path of a TOML file (default: {DEFAULT_CONFIG})",
         )
+        completing(config, shipped)
         verb.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated")
         verb.add_argument(
             "--results",
@@ -95,6 +95,14 @@ def parser(
         verb.add_argument("--inception-weights", type=Path, metavar="FILE", help="Inception's weights, in place of their download")
         _add_options(name, verb, default)
     return root
+
+
+def _examples(program: Program) -> str:
+    """Returns commands to start from, as the program is typed."""
+    commands = [(f"{program.typed} {words}", says) for words, says in EXAMPLES]
+    figures = "ofa-figures" if program == SCRIPT else "python -m paper_figures"
+    lines = [f"  {command:<55} {says}".rstrip() for command, says in [*commands, (figures, "tables and figures from the records")]]
+    return "\n".join(["examples:", *lines, "", ""])
 
 
 def _add_options(name: str, verb: argparse.ArgumentParser, default: Sequence[str]) -> None:

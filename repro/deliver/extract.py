@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from repro.config.sections import MOST_SEED, not_negative
 from repro.data.images import png_of
-from repro.deliver.model_card import is_plain, model_card
+from repro.deliver.model_card import is_of_package, model_card
 from repro.errors import ReproError
 from repro.experiment.cells import Cell, Experiment, joint_cell
 from repro.experiment.evaluate import Drawing
@@ -97,7 +97,7 @@ def save_subnet(experiment: Experiment, cell: Cell, subnet: nn.Module, base: nn.
     files["README.md"] = card.encode()
     scheduler = experiment.formulation.scheduler(clip_sample=experiment.config.evaluation.clip_sample)
     save_denoiser(subnet, scheduler, out, files=files)
-    if is_plain(experiment.config):  # what cannot be read back is no delivery
+    if is_of_package(experiment.config):  # what cannot be read back is no delivery
         load_pipeline(out)
     else:
         load_denoiser(out, experiment.config.denoiser)

@@ -1,5 +1,6 @@
 """Writes the model card of an exported subnet."""
 
+import hashlib
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ from repro.diffusion.sampler import about_sampler
 from repro.errors import one_line
 from repro.experiment.cells import Cell, Experiment, joint_cell
 from repro.experiment.records import Record
+from repro.models.narrowed import MODULE, module_source
 
 CARD = """---
 library_name: diffusers
@@ -59,10 +61,22 @@ with torch.no_grad(){autocast}:
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)  # [B, C, H, W]
 ```
 
-`load_pipeline` reads plain values and tensors, and runs no code of this folder. Without that package,
-`DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)` of diffusers makes the same pipeline: it runs
-`unet/repro.harness.denoiser.py`, the class of this network, so read that file first. `pipeline(num_inference_steps={steps})` is
-diffusers' own sampler, {plainly}. `UNet2DModel.from_config` of `unet/` builds the whole network, not this one.
+`pipeline(num_inference_steps={steps})` is diffusers' own sampler, {plainly}.
+`UNet2DModel.from_config` of `unet/` builds the whole network, not this one.
+"""
+ALONE = """
+`load_pipeline` reads plain values and tensors, and runs no code of this folder. Where only torch and diffusers are installed, this makes
+the same pipeline:
+
+```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)
+images = pipeline(batch_size=4, num_inference_steps={steps}{labels}).images
+```
+
+It runs `unet/{module}.py`, which holds the class of this network: read that file before you trust it. Its SHA-256 is
+`{module_sha256}`.
 """
 ONNX = """
 `model.onnx` is the same network for devices without Python or torch: `sample` [B, {channels}, {height}, {width}] and `timestep` [B] (int64)
@@ -98,16 +112,14 @@ BY_PIPELINE = """{sampler}.
 diffusers samples from the same network on the same noise levels, and draws other images:
 
 ```python
-from repro.models.denoiser import load_denoiser
-from diffusers import ConsistencyModelPipeline, {scheduler}
+from repro.models.denoiser import load_pipeline
 
-scheduler = {scheduler}.from_pretrained("{folder}", subfolder="scheduler")
-pipeline = ConsistencyModelPipeline(unet=load_denoiser("{folder}"), scheduler=scheduler)
+pipeline = load_pipeline("{folder}")
 images = pipeline(batch_size=4, num_inference_steps={steps}{labels}).images{unguided}
 ```
 
-That pipeline is the one of diffusers that scales a network's input as its scheduler asks; the network's formulation is `{formulation}`.
-`load_denoiser` reads plain values and tensors, and runs no code of this folder."""
+That is diffusers' `ConsistencyModelPipeline`, which scales a network's input as its scheduler asks, here a `{scheduler}`; the network's
+formulation is `{formulation}`."""
 BY_SCRIPT = """{sampler}.
 The network is of the formulation `{formulation}`, sees {space} and is conditioned on {condition}. `load_denoiser` of
 `repro.models.denoiser` reads it, and runs no code of this folder; the script that trained it samples from it."""
@@ -146,10 +158,11 @@ def model_card(
     config = experiment.config
     data, plain = config.data, is_plain(config)
     classes = experiment.condition.about(experiment.images).get("num_classes")
+    labels = f", class_labels={[label % classes for label in range(4)]}" if classes else ""
     elsewhere = BY_PIPELINE if is_of_package(config) else BY_SCRIPT
     drawn_by = (elsewhere if not plain else BY_DDIM if ours else BY_ANOTHER).format(
         scheduler=type(experiment.formulation.scheduler(clip_sample=settings.clip_sample)).__name__,
-        labels=f", class_labels={[label % classes for label in range(4)]}" if classes else "",
+        labels=labels,
         unguided="  # without guidance" if classes else "",
         formulation=config.diffusion.formulation,
         space=data.space,
@@ -165,7 +178,7 @@ def model_card(
         if recorded
         else "A subnet **between two trained sizes** of one supernet: its own size was never trained"
     )
-    text = (CARD + (BY_CODE if plain else "")).format(
+    text = (CARD + (BY_CODE if plain else "") + (ALONE if is_of_package(config) else "")).format(
         name=experiment.config.name,
         size=cell.size,
         how=how,
@@ -182,6 +195,9 @@ def model_card(
         versions=_plain(_versions(joint)),
         folder=folder,
         steps=settings.sampler_steps,
+        labels=labels,
+        module=MODULE,
+        module_sha256=hashlib.sha256(module_source()).hexdigest(),
         drawn_by=drawn_by,
         seed=cell.seed,
         sampling_seed=settings.sampling_seeds[0],
@@ -199,6 +215,8 @@ def model_card(
 
 def is_of_package(config: Config) -> bool:
     """Says whether diffusers' pipelines sample from a network: one of the package's own parts, on pixels."""
+    if config.transformer and config.diffusion.formulation != "ddpm":  # the pipelines of the others ask for a number of classes
+        return False
     own = config.own is not None and type(config.own) not in ARCHITECTURES.values()
     named = {"diffusion.formulation": config.diffusion.formulation, "data.condition": config.data.condition}
     return not own and config.data.space == "pixels" and all(value in PARTS[key] for key, value in named.items())

@@ -13,7 +13,7 @@ from repro.models.example import conditions_of
 
 TOLERANCE = 1e-4  # largest difference of a predicted noise, whose pixels have standard deviation 1
 TRIED = (1, 2, 5)  # batches
-REMEDY = "--onnx: needs onnx, onnxscript and onnxruntime; pip install -e '.[onnx]'"
+REMEDY = "--onnx: needs onnx, onnxscript and onnxruntime; pip install onnx onnxscript onnxruntime"
 
 
 def to_onnx(model: nn.Module, shape: tuple[int, int, int], timesteps: Tensor) -> tuple[bytes, float]:

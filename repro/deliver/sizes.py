@@ -4,7 +4,6 @@ import dataclasses
 import json
 import tomllib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from baselines import criteria
@@ -15,6 +14,7 @@ from repro.errors import ReproError
 from repro.experiment.artefacts import is_made
 from repro.experiment.cells import Experiment, base_cell, with_size
 from repro.experiment.run import load_model
+from repro.files.shipped_files import PUBLISHED
 from repro.methods.plan import check_sizes, equal_importance, plan_of, score_base
 from repro.models.cost import count_macs, count_macs_torch_pruning, count_params
 from repro.models.denoiser import build_base, channel_widths, meta_base
@@ -31,7 +31,6 @@ from repro.text_table import text_table
 FOOTNOTE = f"* evaluated and reported. {MACS_NOTE}."
 TITLES = ("P ", "realised", *COUNTS.values(), "pipe widths, in the order of the network")
 PRUNED = "Independent pruning to the same parameter size (the whole network, so that its MACs differ)"
-PUBLISHED = Path(__file__).parents[2] / "results" / "published.toml"
 NEAR = 0.05  # published networks of nearly the same parameters
 
 
@@ -125,8 +124,6 @@ def _pruned_row(experiment: Experiment, size: float) -> dict[str, Any]:
 
 def _published_near(data: str, params: int) -> list[dict[str, Any]]:
     """Returns the published networks of a data set with about as many parameters, each once."""
-    if not PUBLISHED.exists():
-        return []
     content = tomllib.loads(PUBLISHED.read_text())
     found = {
         (entry["params"], entry["macs"], entry["macs_counter"], content["sources"][entry["source"]]["cite"])

@@ -13,6 +13,7 @@ from repro.diffusion.formulation import Formulation, NoisyBatch, Predict
 BETA_MIN, BETA_MAX = 0.1, 20.0
 EARLIEST = 1e-3  # the least time that samplers go back to
 TIMESTEPS = 1000
+LEAST_LAMBDA = -1e9  # clips nothing, as diffusers' -infinity does, which is no number in JSON
 
 
 class VP(Formulation):
@@ -68,8 +69,8 @@ class VP(Formulation):
 
     def scheduler(self, *, clip_sample: bool) -> DPMSolverSinglestepScheduler:
         """Returns DPM-Solver of third order on the same schedule, cut into 1,000 timesteps."""
-        betas = {"beta_start": BETA_MIN / TIMESTEPS, "beta_end": BETA_MAX / TIMESTEPS}
-        return DPMSolverSinglestepScheduler(num_train_timesteps=TIMESTEPS, beta_schedule="linear", solver_order=3, **betas)
+        settings = {"beta_start": BETA_MIN / TIMESTEPS, "beta_end": BETA_MAX / TIMESTEPS, "lambda_min_clipped": LEAST_LAMBDA}
+        return DPMSolverSinglestepScheduler(num_train_timesteps=TIMESTEPS, beta_schedule="linear", solver_order=3, **settings)
 
 
 def _decay(time: Any) -> Any:

@@ -24,7 +24,7 @@ from repro.files.reading import read_json
 from repro.models.architecture import OF_AVERAGE, unet_arguments, unet_section
 
 NETWORK_CLASSES = ("UNet2DModel", "PrunedUNet2DModel")
-PIPELINE_CLASSES = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline")
+PIPELINE_CLASSES = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ConsistencyModelPipeline")
 # Every training run here sets its own dropout; a number of timesteps is of learned time embeddings, and none is taken.
 WITHOUT_EFFECT = ("dropout", "num_train_timesteps")
 # The key of [network] that stands for a setting of diffusers.

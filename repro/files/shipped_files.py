@@ -1,6 +1,6 @@
 """Files that are shipped with the package: `repro/shipped/NAME-HASH.safetensors`, HASH being the first 16 digits of their SHA-256.
 
-A configuration names all 64.
+A configuration names all 64. The published figures of the literature lie there too.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ from repro.files.placeholders import refuse_placeholder
 from repro.files.writing import sha256_of_file
 
 SHIPPED = Path(__file__).parents[1] / "shipped"
+PUBLISHED = SHIPPED / "published.toml"
 PREFIX = 16
 
 

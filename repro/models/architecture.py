@@ -9,18 +9,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from diffusers import DDIMScheduler, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiTTransformer2DModel,
+    DPMSolverSinglestepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    SchedulerMixin,
+    UNet2DModel,
+)
 
 from repro.config import Diffusion, build
 from repro.config.networks import Architecture, Network, Transformer
 from repro.files.reading import read_json
 
-SAMPLERS = {"DDIMScheduler": DDIMScheduler, "DDPMScheduler": DDPMScheduler}
+# Those of DDPM, of EDM and of VP.
+KINDS = (DDIMScheduler, DDPMScheduler, EDMDPMSolverMultistepScheduler, DPMSolverSinglestepScheduler)
+SAMPLERS: dict[str, Any] = {kind.__name__: kind for kind in KINDS}
 SCHEDULE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
 # The settings of a sampler, beside its noise schedule, that are taken from a file; all others must be diffusers' defaults.
 FREE: dict[str, tuple[Any, ...]] = {
     "clip_sample": (True, False),
     "set_alpha_to_one": (True, False),
+    "solver_order": (2, 3),
+    "lambda_min_clipped": (-1e9,),  # nothing, as under VP
     "steps_offset": (0, 1),
     "timestep_spacing": ("leading", "linspace", "trailing"),
     "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
@@ -158,13 +170,13 @@ def _agreed(given: dict[str, Any], whole: type, arguments: dict[str, Any]) -> di
     return arguments | {"widths": widths}
 
 
-def _defaults(network: type) -> dict[str, Any]:
-    """Returns what diffusers takes where nothing is said."""
-    parameters = inspect.signature(network.__init__).parameters  # type: ignore[misc]
+def _defaults(kind: type) -> dict[str, Any]:
+    """Returns what a network or scheduler of diffusers takes where nothing is said."""
+    parameters = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
     return {name: value.default for name, value in parameters.items() if name != "self"}
 
 
-def sampler(name: str, settings: dict[str, Any]) -> DDIMScheduler | DDPMScheduler:
+def sampler(name: str, settings: dict[str, Any]) -> SchedulerMixin:
     """Returns the sampler that a file describes.
 
     Args:
@@ -176,9 +188,12 @@ def sampler(name: str, settings: dict[str, Any]) -> DDIMScheduler | DDPMSchedule
         ValueError: It is no sampler that this program builds.
         KeyError: It says too little.
     """
-    schedule = build(Diffusion, {key: settings[key] for key in SCHEDULE})
+    taken = _defaults(SAMPLERS[name])
     free = {key: value for key, value in settings.items() if (type(value), value) in [(type(known), known) for known in FREE.get(key, ())]}
-    scheduler = SAMPLERS[name](**{key: getattr(schedule, key) for key in SCHEDULE}, **free)
+    if "beta_schedule" in taken:  # EDM's noise levels are none of a discrete schedule
+        schedule = build(Diffusion, {key: settings[key] for key in SCHEDULE})
+        free |= {key: getattr(schedule, key) for key in SCHEDULE}
+    scheduler: SchedulerMixin = SAMPLERS[name](**{key: value for key, value in free.items() if key in taken})
     _compare(settings, scheduler.config)
     return scheduler
 

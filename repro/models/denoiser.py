@@ -2,7 +2,7 @@
 
 A pruned network's widths do not fit diffusers' own classes; `PrunedUNet2DModel` and `PrunedDiT2DModel` keep them in their configuration and
 rebuild them.
-A folder that `save_denoiser` wrote is a diffusers pipeline: `DDIMPipeline.from_pretrained(folder)` samples from it once this module is
+A folder that `save_denoiser` wrote is a diffusers pipeline: `DiffusionPipeline.from_pretrained(folder)` samples from it once this module is
 imported, and without this package by the code that lies in the folder. `load_denoiser` and `load_pipeline` take such a folder from anybody:
 they read nothing but plain values and tensors, build nothing but what is built here, and run no code of the folder.
 """
@@ -16,7 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DiTTransformer2DModel, ModelMixin, SchedulerMixin, UNet2DModel, pipelines
+from diffusers import (
+    ConsistencyModelPipeline,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DiTTransformer2DModel,
+    ModelMixin,
+    SchedulerMixin,
+    UNet2DModel,
+    pipelines,
+)
 from diffusers.models.attention_processor import Attention
 from safetensors import SafetensorError
 from torch import nn
@@ -170,7 +182,7 @@ def with_widths(model: ModelMixin, widths: Widths) -> PrunedDenoiser:
 
 
 def save_denoiser(model: ModelMixin, scheduler: SchedulerMixin, folder: Path, *, files: Mapping[str, bytes] | None = None) -> None:
-    """Saves a network and its scheduler: safetensors and JSON, nothing pickled; with DDIM, as a diffusers pipeline.
+    """Saves a network and its scheduler: safetensors and JSON, nothing pickled; as a pipeline where diffusers has one.
 
     It is written under a temporary name and renamed, so that a reader never sees half of it.
 
@@ -187,12 +199,13 @@ def save_denoiser(model: ModelMixin, scheduler: SchedulerMixin, folder: Path, *,
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        if isinstance(scheduler, DDIMScheduler):
-            pipeline = DDIMPipeline(unet=as_pruned(model), scheduler=scheduler)
+        pruned = as_pruned(model)
+        if kind := _pipeline_of(pruned, scheduler):
+            pipeline = kind(unet=pruned, scheduler=scheduler)
             pipeline.set_progress_bar_config(disable=True)
             pipeline.save_pretrained(temporary, safe_serialization=True)
         else:
-            as_pruned(model).save_pretrained(temporary / NETWORK, safe_serialization=True)
+            pruned.save_pretrained(temporary / NETWORK, safe_serialization=True)
             scheduler.save_pretrained(temporary / "scheduler")
         for name, content in (files or {}).items():
             (temporary / name).write_bytes(content)
@@ -202,6 +215,18 @@ def save_denoiser(model: ModelMixin, scheduler: SchedulerMixin, folder: Path, *,
         raise storage_error(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _pipeline_of(model: ModelMixin, scheduler: SchedulerMixin) -> Any:
+    """Returns the class of diffusers' pipeline that samples from a network with a scheduler; None where there is none.
+
+    The pipeline of consistency models is the one that passes labels on, and that scales a network's input as its scheduler asks.
+    """
+    plain = {DDIMScheduler: DDIMPipeline, DDPMScheduler: DDPMPipeline}
+    if type(scheduler) in plain and getattr(model, "class_embedding", None) is None:
+        return plain[type(scheduler)]
+    asked = "num_class_embeds" in model.config  # which it reads, and a DiT has not
+    return ConsistencyModelPipeline if asked and type(scheduler) in SAMPLERS.values() else None
 
 
 def load_denoiser(folder: Path | str, own: Denoiser | None = None) -> PrunedDenoiser:
@@ -242,11 +267,11 @@ def _own_reader(settings: Denoiser) -> dict[str, Any]:
     return {type(whole).__name__: (type(whole), partial(same_arguments, _arguments(whole, whole.whole)))}
 
 
-def load_pipeline(folder: Path | str) -> DDIMPipeline | DDPMPipeline:
+def load_pipeline(folder: Path | str) -> DiffusionPipeline:
     """Loads a network and its sampler that `save_denoiser` wrote; the folder may come from a stranger.
 
     Returns:
-        A `DDIMPipeline`, or a `DDPMPipeline` where the folder's sampler is that of DDPM.
+        A `DDIMPipeline` or a `DDPMPipeline`, by the folder's sampler; a `ConsistencyModelPipeline` under EDM and VP, and with classes.
 
     Raises:
         ReproError: The folder holds no such pipeline, or a damaged one.
@@ -254,11 +279,12 @@ def load_pipeline(folder: Path | str) -> DDIMPipeline | DDPMPipeline:
     model = load_denoiser(Path(folder))
     try:
         scheduler = sampler(*read_settings(Path(folder) / SCHEDULER_CONFIG, *SAMPLERS))
+        if (kind := _pipeline_of(model, scheduler)) is None:
+            raise ValueError(f"diffusers has no pipeline for a {type(model).__name__} with a {type(scheduler).__name__}")
     except (OSError, ValueError, KeyError, ReproError) as error:
         remedy = f"load the network alone, load_denoiser(Path({str(folder)!r})), and give it a scheduler of your own"
         raise _unreadable(Path(folder), "sampler", error, remedy) from error
-    pipeline = DDIMPipeline if isinstance(scheduler, DDIMScheduler) else DDPMPipeline
-    return pipeline(unet=model, scheduler=scheduler)
+    return kind(unet=model, scheduler=scheduler)
 
 
 def count_params(parameters: Iterable[torch.Tensor]) -> int:

@@ -26,6 +26,11 @@ MODULE = "repro.harness.denoiser"  # what saved folders call the module of these
 LAYERS = (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.Embedding)
 
 
+def module_source() -> bytes:
+    """Returns this file, which every saved network has beside it."""
+    return Path(__file__).read_bytes()
+
+
 def _takes_what(whole: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes the `__init__` of a narrowed network say, and store in its configuration, what that of the whole one takes, and `widths`."""
 
@@ -56,7 +61,7 @@ class Narrowed(ModelMixin):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Saves a network as every class of diffusers does, with the code that builds it."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        (Path(save_directory) / f"{MODULE}.py").write_bytes(Path(__file__).read_bytes())
+        (Path(save_directory) / f"{MODULE}.py").write_bytes(module_source())
 
 
 class PrunedUNet2DModel(Narrowed, UNet2DModel):

@@ -1,12 +1,13 @@
 """Provenance of a number: commit, versions, hardware, environment."""
 
 import functools
+import json
 import os
 import platform
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,37 @@ from repro.errors import ReproError
 from repro.runtime import distributed
 
 PACKAGES = ("torch", "torchvision", "diffusers", "deepspeed", "torch-fidelity", "torch-pruning", "safetensors", "scikit-learn", "numpy")
-CHECKOUT = Path(__file__).parents[2]
+DISTRIBUTION = "ofa-diffusion"  # whose version a record states where no commit is known
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def software() -> dict[str, Any]:
     """Returns the versions that a number depends on, and the commit of this program when it was first asked for."""
     commit, dirty = _commit()
-    packages = {name: _version(name) for name in PACKAGES}
+    packages = {name: _version(name) for name in (*PACKAGES, *(() if commit else (DISTRIBUTION,)))}
     return {"git_commit": commit, "git_dirty": dirty, "packages": packages, "python": platform.python_version()}
 
 
 @functools.cache
 def _commit() -> tuple[str | None, bool | None]:
+    """Returns the commit of this program and whether it was changed: that of its checkout, or of the repository that pip took it from."""
+    if _git("rev-parse", "--show-toplevel") != str(CHECKOUT):  # an environment may lie in the checkout of another program
+        commit = _installed_commit()
+        return commit, False if commit else None
     commit = _git("rev-parse", "HEAD")
     # Records and what is drawn from them do not change what the program computes.
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
     return commit, bool(changes) if commit else None
+
+
+def _installed_commit() -> str | None:
+    """Returns the commit that pip noted down (PEP 610); None where it installed from a file or a folder."""
+    try:
+        noted = json.loads(distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return None
+    commit = noted.get("vcs_info", {}).get("commit_id")
+    return str(commit) if commit else None
 
 
 def environment(ranks: int) -> dict[str, Any]:

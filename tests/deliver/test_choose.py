@@ -7,6 +7,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from diffusers.utils import hub_utils
 from PIL import Image
 from support.commands import typed
 from support.record_factory import rewrite
+from support.without_us import without_us
 from torch import nn
 
 from repro.cli import main
@@ -419,7 +421,7 @@ def test_onnx_is_torch_s_network_at_every_batch(taken):
 
 
 def code_of(folder):
-    """The blocks of code on a card: for torch, and for the ONNX file."""
+    """The blocks of code on a card: for this package, for torch and diffusers alone, and for the ONNX file."""
     return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
 
 
@@ -443,13 +445,21 @@ def test_the_card_s_code_draws_the_images_that_were_measured_to_the_bit(flow, ta
 
 def test_the_card_says_what_loads_the_folder_and_what_needs_trust(taken):
     card = (taken.folder / "README.md").read_text()
-    assert '`DiffusionPipeline.from_pretrained("taken", trust_remote_code=True)`' in card and "runs no code of this folder" in card
+    assert "runs no code of this folder" in card and "`unet/repro.harness.denoiser.py`" in card
+    assert f"`{sha256((taken.folder / 'unet' / 'repro.harness.denoiser.py').read_bytes()).hexdigest()}`" in card
     assert "visits other timesteps than those that the quality was measured with" in card  # the spacing is quadratic
     assert "`UNet2DModel.from_config` of `unet/` builds the whole network, not this one" in card
 
 
-def test_the_card_s_code_draws_what_was_measured_without_torch(flow, taken):
+def test_the_card_s_three_lines_load_and_sample_where_this_package_is_not_installed(flow, taken, tmp_path):
     code = code_of(taken.folder)[1]
+    assert 'DiffusionPipeline.from_pretrained("taken", trust_remote_code=True)' in code and "repro" not in code
+    shutil.copytree(taken.folder, tmp_path / "taken")
+    without_us(code + "\nassert len(images) == 4 and images[0].size == (8, 8)\n", home=tmp_path)
+
+
+def test_the_card_s_code_draws_what_was_measured_without_torch(flow, taken):
+    code = code_of(taken.folder)[-1]
     assert "torch" not in code and "repro" not in code
     noise = np.stack([image.numpy() for image in image_noise(range(16), (1, 8, 8), 0, 0)])
     np.save(flow.folder / "noise.npy", noise)

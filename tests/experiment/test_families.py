@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import ConsistencyModelPipeline, EDMDPMSolverMultistepScheduler
 from support.blocks import ROOT
+from support.without_us import without_us
 
 from repro.api import METHODS, Cell, Experiment, load_config, main
 from repro.deliver.extract import extract_subnet
@@ -105,10 +106,11 @@ def test_a_subnet_is_handed_over_and_sampled_by_the_card_s_own_lines(family, tmp
     labelled = family[0] == "edm-with-classes"
     assert ("class_labels (10 classes)" in card) == labelled
     assert ("class_labels=[0, 1, 2, 3])" in card) == labelled  # by itself the pipeline would draw the label that stands for none, too
-    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    code, alone = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     after = "\nassert len(images) == 4 and images[0].size == (8, 8)\n"
     done = subprocess.run([sys.executable, "-c", code + after], cwd=tmp_path, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    without_us(alone + after, home=tmp_path)
     trained = load_model(experiment, Cell(method="ofa", size=0.5, seed=0))
     for mine, theirs in zip(load_denoiser(tmp_path / "out").state_dict().values(), trained.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)

@@ -3,9 +3,7 @@
 import copy
 import inspect
 import json
-import os
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from diffusers.training_utils import EMAModel
 from support.hostile import refused
+from support.without_us import without_us
 from torch import nn
 
 from repro.config import Base, Diffusion, Transformer
@@ -404,13 +403,7 @@ def test_a_sampler_that_is_not_built_here_is_refused_by_its_key_with_a_remedy_th
 # Without this package
 
 DRAW = """
-import json, sys, warnings
-sys.modules["repro"] = None  # not installed
-if sys.argv[2] == "declare":  # a torchvision of another build than torch; see repro/torchvision_ops.py
-    import torch
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+import json, sys
 import torch
 from diffusers import DiffusionPipeline
 torch.set_num_threads(1)
@@ -428,23 +421,12 @@ print(json.dumps([type(pipeline).__name__, images.ravel().tolist()]))
 """
 
 
-def draw_without_us(folder, tmp_path):
-    operators = "declare" if not hasattr(torch.ops.torchvision, "roi_align") else "load"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    done = subprocess.run(
-        [sys.executable, "-c", DRAW, str(folder), operators], check=False, cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 @pytest.mark.parametrize("model", ["unet", pytest.param("transformer", marks=pytest.mark.slow)], indirect=True)
 def test_a_folder_gives_the_same_images_where_this_package_is_not_installed(model, folder, tmp_path):
     expected = load_pipeline(folder)(
         batch_size=2, generator=torch.Generator().manual_seed(3), num_inference_steps=3, output_type="np"
     ).images
-    name, images = draw_without_us(folder, tmp_path)
+    name, images = json.loads(without_us(DRAW, str(folder), home=tmp_path).splitlines()[-1])
     assert name == "DDIMPipeline" and np.array_equal(np.array(images, dtype=np.float32).reshape(expected.shape), expected)
     again = tmp_path / "subnet-again"  # what was loaded by the folder's code and saved
     assert (again / "unet" / "repro.harness.denoiser.py").read_bytes() == Path(narrowed.__file__).read_bytes()

@@ -25,11 +25,11 @@ from repro.config import load_config
 from repro.config.known_sets import KNOWN_SETS
 from repro.errors import ReproError
 from repro.experiment.records import read_records
+from repro.files.shipped_files import PUBLISHED as SHIPPED
 
 pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = ROOT / "results" / "published.toml"
 # What stands beside CIFAR-10 by 50,000 samples of 100 quadratic DDIM steps: Diff-Pruning's table and DDIM's figure.
 BESIDE = [4.19, 5.49, 5.44, 5.29, 5.56, 5.48, 5.62, 9.88, 5.68, 5.39, 4.16]
 
@@ -452,19 +452,19 @@ def test_the_file_beside_the_experiments_is_found_and_can_be_hidden(tmp_path, ca
     folders = [write_records(tmp_path / "results" / name, make_cifar10_records()) for name in ("cifar10", "local/cifar10")]
     results = tmp_path / "results"
     assert main(["tables", "--results", str(results)]) == 0
-    assert not any("published" in method for folder in folders for method in methods_in(folder))  # there is no file yet
-    shutil.copy(SHIPPED, results / "published.toml")
+    assert all("Random (published)" in methods_in(folder) for folder in folders)  # there is no file yet: the package's
+    (results / "published.toml").write_text(SHIPPED.read_text().replace('label = "Random"', 'label = "Chance"'))
     for argument in (results, results / "local", *folders):
         for folder in folders:
             shutil.rmtree(folder / "tables", ignore_errors=True)
         assert main(["tables", "--results", str(argument)]) == 0
         made = [folder for folder in folders if (folder / "tables").exists()]
-        assert made and all("Random (published)" in methods_in(folder) for folder in made), argument
+        assert made and all("Chance (published)" in methods_in(folder) for folder in made), argument
     assert main(["tables", "--results", str(results), "--no-published"]) == 0
     assert not any("published" in method for folder in folders for method in methods_in(folder))
     capsys.readouterr()
     assert main(["tables", "--show", "--experiment", "cifar10", "--results", str(results)]) == 0
-    assert "| Random (published) " in capsys.readouterr().out
+    assert "| Chance (published) " in capsys.readouterr().out
 
 
 def test_a_named_file_is_used_and_a_missing_one_is_one_line(tmp_path, capsys):

@@ -26,6 +26,7 @@ from paper_figures.published_selection import literature_beside
 from paper_figures.report.page import page
 from paper_figures.report.results import latencies
 from repro.experiment.records import read_records
+from repro.files.shipped_files import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "results" / "digits"
@@ -292,7 +293,7 @@ def test_times_of_two_devices_are_two_rows_and_two_lines():
 def test_published_rows_name_their_source_instead_of_records(tmp_path):
     folder = write_records(tmp_path / "cifar10", make_cifar10_records())
     records = read_records(folder)
-    read = Page(page(folder, records, literature_beside(records, load_published(ROOT / "results/published.toml"))))
+    read = Page(page(folder, records, literature_beside(records, load_published(PUBLISHED))))
     cells = [cell for texts, _, cell in read.tables["results"].named() if "published" in texts["Method"]]
     assert cells and all("https://" in cell.attributes["data-source"] and not cell.names for cell in cells)
 
