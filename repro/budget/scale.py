@@ -14,7 +14,7 @@ from torch.utils.flop_counter import flop_registry
 
 from repro.budget.estimate import PEAKS, UTILISATION, precision_of
 from repro.budget.work import stages
-from repro.config import Config
+from repro.config import Config, Training
 from repro.config.networks import Denoiser
 from repro.errors import ReproError
 from repro.experiment.cells import BASE, Experiment, plan_cells
@@ -208,16 +208,16 @@ def _step(experiment: Experiment, stage: Stage, runs: int) -> Step:
 def _hours(experiment: Experiment, stage: Stage, gpus: int) -> float:
     """Returns how long a stage takes, shared by GPUs."""
     if stage.budget:
-        settings = getattr(experiment.config, stage.budget)
+        settings: Training = getattr(experiment.config, stage.budget)
         steps = stage.images // settings.batch_size
         return steps * _step(experiment, stage, steps // settings.steps).sec(gpus) / 3600
     if stage.kind not in ("training", "sampling", "features"):
         return 0.0
     launches = 0.0
     if stage.kind == "sampling":
-        settings = experiment.config.evaluation
-        batches = math.ceil(stage.images / settings.batch_size / gpus)
-        launches = batches * experiment.nfe * _kernels(experiment, settings.batch_size, backward=False).count * LAUNCH_SEC
+        at_once = experiment.config.evaluation.batch_size
+        batches = math.ceil(stage.images / at_once / gpus)
+        launches = batches * experiment.nfe * _kernels(experiment, at_once, backward=False).count * LAUNCH_SEC
     return max(stage.pflop * 1e15 / gpus / _reached(experiment.config, stage.kind), launches) / 3600
 
 

@@ -14,7 +14,7 @@ from repro.errors import ReproError
 from repro.experiment.cells import Cell, Experiment, state_of
 from repro.experiment.run import cells_to_run, check_writable, work_of
 from repro.launch.processes import POLL_SEC, ended_with_this, last_words, start, threads_for
-from repro.runtime import visible_gpus
+from repro.runtime import gpu
 from repro.runtime.progress import bar_style, say
 
 
@@ -31,12 +31,12 @@ def deal(count: int, ranks: int) -> list[Lane]:
     Raises:
         ReproError: There are too few GPUs, or the ranks of a cell would be slices of GPUs.
     """
-    devices = visible_gpus.names()
+    devices = gpu.names()
     if not devices:
         return [Lane()] * count
     if count * ranks > len(devices):
         raise ReproError(f"--parallel-cells {count}: needs {count * ranks} GPUs, {len(devices)} are there; ask for fewer")
-    if ranks > 1 and devices[0].startswith(visible_gpus.SLICE):
+    if ranks > 1 and devices[0].startswith(gpu.SLICE):
         raise ReproError(f"--ranks {ranks}: a process sees one MIG slice alone; leave it out, so that each cell has a slice of its own")
     return [Lane(devices=devices[lane * ranks : (lane + 1) * ranks]) for lane in range(count)]
 
@@ -101,7 +101,7 @@ def log_of(experiment: Experiment, cell: Cell) -> Path:
 def _begin(experiment: Experiment, cell: Cell, shared: Sequence[str], lane: Lane, *, count: int, ranks: int) -> "subprocess.Popen[bytes]":
     log = log_of(experiment, cell)
     log.parent.mkdir(parents=True, exist_ok=True)
-    variables = {visible_gpus.VARIABLE: ",".join(lane.devices)} if lane.devices else {}
+    variables = {gpu.VARIABLE: ",".join(lane.devices)} if lane.devices else {}
     command = [sys.executable, *experiment.program.words, *cell_arguments(shared, cell), *(["--ranks", str(ranks)] if ranks > 1 else [])]
     with log.open("ab") as output:
         return start(command, variables | {"OMP_NUM_THREADS": threads_for(count * ranks)}, output)

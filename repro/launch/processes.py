@@ -103,7 +103,7 @@ def read_hosts(hostfile: Path) -> dict[str, int]:
 
 def _check_alone(hostfile: Path, host: str, slots: int) -> None:
     """Makes sure that the only host of a file is this machine, where DeepSpeed's launcher starts it unasked, and has its GPUs."""
-    from repro.runtime import visible_gpus
+    from repro.runtime import gpu
 
     if not _is_here(host):
         raise ReproError(
@@ -111,19 +111,19 @@ def _check_alone(hostfile: Path, host: str, slots: int) -> None:
             f"there, with --ranks {slots}"
         )
     _check_gpus(f"--hostfile {hostfile}", slots)
-    given, taken = visible_gpus.names()[:slots], tuple(map(str, range(slots)))
+    given, taken = gpu.names()[:slots], tuple(map(str, range(slots)))
     if given and given != taken:
         raise ReproError(
             f"--hostfile {hostfile}: the launcher takes GPUs {taken[0]} to {taken[-1]}, not those of "
-            f"{visible_gpus.VARIABLE}={','.join(given)}; start with --ranks {slots}, or unset it"
+            f"{gpu.VARIABLE}={','.join(given)}; start with --ranks {slots}, or unset it"
         )
 
 
 def _check_gpus(asked: str, ranks: int) -> None:
     """Makes sure that each rank on this machine has a GPU of its own, where there are any."""
-    from repro.runtime import visible_gpus
+    from repro.runtime import gpu
 
-    seen, variable = visible_gpus.count(), visible_gpus.VARIABLE
+    seen, variable = gpu.count(), gpu.VARIABLE
     if 0 < seen < ranks:
         raise ReproError(
             f"{asked}: {ranks} ranks need {ranks} GPUs, and {seen} can be seen here; ask for {seen} at most, or look at {variable}"

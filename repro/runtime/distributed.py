@@ -18,7 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from repro.errors import ReproError
 from repro.files.locks import one_at_a_time
-from repro.runtime import gpu, rank_watch, visible_gpus
+from repro.runtime import gpu, rank_watch
 from repro.runtime.environment import set_for_deepspeed
 
 __all__ = [
@@ -49,7 +49,7 @@ def device() -> torch.device:
     Raises:
         ReproError: The ranks of this machine outnumber the GPUs that each of them sees.
     """
-    return torch.device(gpu.GPU, visible_gpus.index_of(local_rank())) if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device(gpu.GPU, gpu.index_of(local_rank())) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def rank() -> int:
@@ -129,7 +129,7 @@ def _meet() -> Any:
 def _check_gpus() -> None:
     """Makes sure that every rank has a GPU of its own, or none has one: NCCL would fail in words of its own, or wait for ever."""
     index = device().index
-    places = gather([socket.gethostname(), "" if index is None else visible_gpus.identity(index)])
+    places = gather([socket.gethostname(), "" if index is None else gpu.identity(index)])
     without = [(place[0], number) for number, place in enumerate(places) if not place[1]]
     if 0 < len(without) < len(places):
         host, number = without[0]

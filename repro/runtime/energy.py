@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from repro.runtime import distributed, gpu, visible_gpus
+from repro.runtime import distributed, gpu
 
 MILLIJOULES_PER_KWH = 3.6e9
 
@@ -35,7 +35,7 @@ def _counter(device: torch.device) -> Counter:
     The device is found by its UUID: NVML numbers all GPUs of the machine, CUDA those that `CUDA_VISIBLE_DEVICES` leaves, in another order.
     A slice of a GPU (MIG) has no counter of its own, and that of its GPU counts other slices too.
     """
-    if not gpu.is_gpu(device) or visible_gpus.mig_slice(device.index):
+    if not gpu.is_gpu(device) or gpu.mig_slice(device.index):
         return _no_counter
     try:
         import pynvml
@@ -43,7 +43,7 @@ def _counter(device: torch.device) -> Counter:
         return _no_counter
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(visible_gpus.identity(device.index))
+        handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.identity(device.index))
     except pynvml.NVMLError:
         return _no_counter
 

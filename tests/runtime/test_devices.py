@@ -13,7 +13,7 @@ from repro.config import Execution
 from repro.errors import ReproError
 from repro.launch.parallel_cells import deal
 from repro.models import memory
-from repro.runtime import distributed, provenance, visible_gpus
+from repro.runtime import distributed, gpu, provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = tuple(f"{index}{index}{index}{index}0000-0000-0000-0000-000000000000" for index in range(8))  # the UUIDs of its GPUs
@@ -80,14 +80,14 @@ def test_more_ranks_than_gpus_are_told_in_one_line_with_the_remedy(cuda, visible
 def test_without_a_visible_gpu_a_rank_computes_on_the_cpu(cuda, visible):
     cuda(visible, 3)
     assert distributed.device() == torch.device("cpu")
-    assert visible_gpus.count() == 0 and visible_gpus.names() == ()
+    assert gpu.count() == 0 and gpu.names() == ()
 
 
 def test_a_gpu_is_told_from_others_by_its_uuid_and_a_slice_by_its_name(cuda):
     cuda("3,1")
-    assert [visible_gpus.identity(index) for index in range(2)] == [f"GPU-{MACHINE[3]}", f"GPU-{MACHINE[1]}"]
+    assert [gpu.identity(index) for index in range(2)] == [f"GPU-{MACHINE[3]}", f"GPU-{MACHINE[1]}"]
     cuda("MIG-bbbb")
-    assert visible_gpus.identity(0) == visible_gpus.mig_slice(0) == "MIG-bbbb"
+    assert gpu.identity(0) == gpu.mig_slice(0) == "MIG-bbbb"
 
 
 # Ranks that have met
