@@ -253,8 +253,10 @@ def fall_over_the_last_quarter(curve):
     return 1 - end / first
 
 
+# digits_uvit: its high rate falls with the cosine, and its loss with it; its quality, at the floor, is held below (results/digits_uvit/tuning.md).
 @pytest.mark.parametrize(
-    ("name", "mean_fall"), [("digits", 0.03), ("digits_edm", 0.03), ("digits_edm_cond", 0.032), ("digits_curves", 0.03)]
+    ("name", "mean_fall"),
+    [("digits", 0.03), ("digits_edm", 0.03), ("digits_edm_cond", 0.032), ("digits_curves", 0.03), ("digits_uvit", 0.037)],
 )
 def test_the_shipped_bases_have_converged_and_are_the_bytes_that_the_configuration_names(name, mean_fall):
     config = load_config(name)
