@@ -161,8 +161,9 @@ def _draw_quality(
                 marker=look.marker,
                 markersize=11 if method == "base" else None,
                 markerfacecolor="white" if method == "base" else None,
-                linestyle="none" if method == "base" else ":" if look.light else "-",
-                linewidth=1.0 if look.light else None if x_error is None else 0.6,  # what is spread both ways makes no smooth line
+                # Of what is spread both ways, the order along the axis may be chance: no line.
+                linestyle="none" if method == "base" or x_error is not None else ":" if look.light else "-",
+                linewidth=1.0 if look.light else None,
                 elinewidth=None if x_error is None else 0.6,
                 label=drawn(f"{look.label}, {device}") if several else look.label,
                 zorder=2 if look.light or method == "base" else 4 if method == "ofa" else 3,  # the base lies behind: others share its place

@@ -50,8 +50,9 @@ def quality(records: Sequence[Record], literature: Literature, latencies: Sequen
             drawings.append(
                 (
                     partial(quality_figure, times, f"latency_ms_{batch}", 1.0, label, (), WIDTH, trained),
-                    f"Line plot of quality against latency at batch {batch}; the table of latencies has its numbers.",
-                    f"Quality against latency at batch {batch}: {SPREAD}; of latency the quartiles, where recorded.",
+                    f"Plot of quality against latency at batch {batch}; the table of latencies has its numbers.",
+                    f"Quality against latency at batch {batch}: {SPREAD}; of latency the quartiles, where recorded. No line joins "
+                    "them: one network's times differ by as much as its neighbours'.",
                 )
             )
     drawings.append(

@@ -45,7 +45,10 @@ def results(records: Sequence[Record], cells: Sequence[Cell], literature: Litera
         raise MissingRecordsError(f"the table of results: left out, only trial records or none; {ASK_FOR_RUN}")
     shown, notes = printable(frame)
     made: list[ResultRow | None] = [*result_rows(cells), *[None] * len(literature.shown)]
-    sources = {title: _source(title, metrics_of(frame)) for title in shown.columns}
+    metrics = metrics_of(frame)
+    # What a phone shows of a row: its method, its size, its quality.
+    titles = sorted(shown.columns, key=lambda title: 0 if title in shown.columns[:2] else 1 if title in metrics else 2)
+    sources = {title: _source(title, metrics) for title in titles}
     rows = []
     for index, row in enumerate(made):
         note = str(frame["note"].iloc[index]) if row is None else ""

@@ -253,7 +253,7 @@ def fall_over_the_last_quarter(curve):
     return 1 - end / first
 
 
-# digits_uvit: its high rate falls with the cosine, and its loss with it; its quality, at the floor, is held below (results/digits_uvit/tuning.md).
+# The loss of digits_uvit falls with its high rate at the end of the cosine; its quality is at the floor (results/digits_uvit/tuning.md).
 @pytest.mark.parametrize(
     ("name", "mean_fall"),
     [("digits", 0.03), ("digits_edm", 0.03), ("digits_edm_cond", 0.032), ("digits_curves", 0.03), ("digits_uvit", 0.037)],
