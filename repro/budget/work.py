@@ -62,8 +62,8 @@ def stages(experiment: Experiment, cells: list[Cell], *, afresh: bool = False) -
         rows += curves
     judged = [cell for cell in cells if experiment.method_of(cell).judged]
     for metric in experiment.metrics:
-        rows += [_extractor(experiment, metric, judged), _features(experiment, metric, judged, on_the_way)]
-        on_the_way = 0  # is judged by the first alone
+        first = metric is experiment.metrics[0]  # which alone judges what is on the way
+        rows += [_extractor(experiment, metric, judged), _features(experiment, metric, judged, on_the_way if first else 0)]
     rows += [_other(cells, whole)]
     return [row for row in rows if row.images or row.pflop or row.seconds or row.kept_gb]
 

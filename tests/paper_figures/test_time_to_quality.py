@@ -80,6 +80,7 @@ def test_what_was_never_reached_and_what_was_there_at_once_are_bounds():
     values = [8.0, 4.0, 2.0, 1.0]
     assert crossing(IMAGES, values, 0.5) == Bounded(low=8000, observed=8000, high=math.inf)
     assert crossing(IMAGES, values, 9.0) == Bounded(low=0.0, observed=1000, high=1000)
+    assert crossing(IMAGES, values, 8.0) == Bounded(low=0.0, observed=1000, high=1000)  # as good there, perhaps before
     back = [8.0, 3.0, 6.0, 1.0]  # noise: the first crossing counts
     assert crossing(IMAGES, back, 4.0).observed == pytest.approx(1000 * 2 ** (math.log(2) / math.log(8 / 3)))
 
@@ -249,6 +250,15 @@ def test_the_joint_run_with_more_seeds_is_looked_at():
     longer["cell"] |= {"name": "ofa_long_joint-seed0", "method": "ofa_long_joint"}
     assert Curves(Grid([*records, longer])).longest == "ofa"
     assert verdicts(Grid([*records, longer])).loc["d7", "n_seeds"] == 3
+
+
+def test_of_joint_runs_with_as_many_seeds_the_longer_is_looked_at():
+    records = experiment(flat(8), flat(4))
+    for seed in SEEDS:
+        longer = curve_record("ofa_joint", None, seed, flat(8), images=(1000, 64000), variant=variant_of("ofa_long"))
+        longer["cell"] |= {"name": f"ofa_long_joint-seed{seed}", "method": "ofa_long_joint"}
+        records.append(longer)
+    assert Curves(Grid(records)).longest == "ofa_long"
 
 
 def test_without_curves_there_is_no_table_and_a_line_says_what_to_run():
