@@ -26,6 +26,7 @@ from repro.errors import ReproError
 from repro.experiment.records import SUMS, read_records
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMITTED = ("digits", "digits_curves", "digits_edm", "digits_edm_cond", "digits_uvit")
 SEEDS = (0, 1, 2)
 TRUE = {1.0: 3.0, 0.75: 3.5, 0.5: 5.0, 0.25: 9.0}  # of the default; every method's is a factor on it
 JITTER = {0: 1.00, 1: 1.08, 2: 0.93}  # of a seed, the same for all methods
@@ -557,7 +558,7 @@ def test_every_claim_is_decided_or_not_by_three_seeds_of_committed_records():
     assert table["low"].notna().all() and table["high"].notna().all()
 
 
-@pytest.mark.parametrize("name", ["digits", "digits_curves", "digits_edm", "digits_edm_cond"])
+@pytest.mark.parametrize("name", COMMITTED)
 def test_committed_records_are_of_one_device_and_of_clean_commits(name):
     records = read_records(ROOT / "results" / name)
     assert len({(record["cost"]["device_name"], record["cost"]["threads_per_rank"]) for record in records}) == 1
@@ -566,7 +567,7 @@ def test_committed_records_are_of_one_device_and_of_clean_commits(name):
 
 
 def test_the_page_of_results_shows_the_verdicts_side_by_side():
-    read = [read_records(ROOT / "results" / name) for name in ("digits", "digits_curves", "digits_edm", "digits_edm_cond")]
+    read = [read_records(ROOT / "results" / name) for name in COMMITTED]
     table = evidence_tables.side_by_side_text(read).partition("\n\n")[2].strip()
     assert f"<!-- side by side -->\n{table}\n\n" in (ROOT / "results" / "README.md").read_text()
 
