@@ -62,7 +62,7 @@ def as_ranks(script, count, variables=None):
         for rank, own in enumerate(variables or [{}] * count)
     ]
     try:
-        return [(process, *process.communicate(timeout=120)) for process in processes]
+        return [(process, *process.communicate(timeout=240)) for process in processes]
     finally:
         for process in processes:
             process.kill()
