@@ -179,7 +179,8 @@ def side_by_side_text(experiments: Sequence[Sequence[Record]]) -> str:
     shown = pd.DataFrame({"": tables[0]["key"], "Claim": tables[0]["claim"]})
     for title, table in zip(titles, tables, strict=True):
         shown[title] = [
-            " ".join(filter(None, [_with_range(row.estimate, row.low, row.high, row.unit), str(row.verdict)])) for row in table.itertuples()
+            " ".join(filter(None, [_with_range(row.estimate, row.low, row.high, row.unit), verdict_text(row)]))
+            for row in table.itertuples()
         ]
     notes = ["Each experiment on its own scale: a claim carries over where the verdicts agree, and not where its estimates do"]
     notes += _note_on_bounds(pd.concat(tables))

@@ -136,6 +136,8 @@ def _check_launch(options: argparse.Namespace) -> None:
             )
     if options.hostfile and options.slurm:
         raise ReproError("--slurm: goes without --hostfile; the scheduler chooses the hosts")
+    if options.dry_run and options.notify:
+        raise ReproError("--notify: goes without --dry-run, which runs nothing; leave one of the two out")
     if options.slurm and options.notify:
         raise ReproError("--notify: goes without --slurm, whose jobs end later; --set 'cluster.options=[\"--mail-type=END,FAIL\"]' does")
     if options.submit and not options.slurm:

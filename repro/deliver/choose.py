@@ -1,5 +1,6 @@
 """The right subnet for a device: the answer of `python -m repro choose`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -94,14 +95,14 @@ def choose(experiment: Experiment, budget: dict[str, float], *, seed: int) -> Ch
 
 
 def check_budget(budget: dict[str, float]) -> None:
-    """Makes sure that limits are positive.
+    """Makes sure that limits are positive and finite.
 
     Raises:
         ReproError: One is not.
     """
     for key, limit in budget.items():
-        if not limit > 0:
-            raise ReproError(f"{FLAGS[key]} {limit:g}: must be positive")
+        if not 0 < limit < math.inf:
+            raise ReproError(f"{FLAGS[key]} {limit:g}: must be positive and finite")
 
 
 def _between(experiment: Experiment, budget: dict[str, float], seed: int, found: list[Candidate]) -> Between | str:

@@ -306,7 +306,8 @@ def _base(record: Record | None) -> str:
     if not record or not record.get("base"):
         return "no record"
     base = record["base"]
-    where = base.get("repository") or base.get("folder") or base.get("file") or "trained here"
+    made_here = "shipped with ofa-diffusion" if base["source"] == "shipped" else "trained here"
+    where = base.get("repository") or base.get("folder") or base.get("file") or made_here
     return f"{where}, {base['weights']} weights, sha256 {base['sha256']}"
 
 

@@ -209,6 +209,8 @@ def save_denoiser(model: ModelMixin, scheduler: SchedulerMixin, folder: Path, *,
             scheduler.save_pretrained(temporary / "scheduler")
         for name, content in (files or {}).items():
             (temporary / name).write_bytes(content)
+        for weights in temporary.rglob("*.safetensors"):  # safetensors lets nobody else read them
+            weights.chmod((temporary / NETWORK / "config.json").stat().st_mode)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     except (OSError, SafetensorError) as error:

@@ -95,7 +95,8 @@ def test_latency_is_measured_here(tmp_path):
     ("arguments", "said"),
     [
         (("--max-params", "1k"), "--max-params: no size surely fits; the smallest, P = 0.2"),
-        (("--max-params", "0"), "--max-params 0: must be positive"),
+        (("--max-params", "0"), "--max-params 0: must be positive and finite"),
+        (("--max-params", "inf"), "--max-params inf: must be positive and finite"),
         (("--max-params", "30k", "--sizes", "0.5"), "--sizes: goes without a budget"),
         (("--max-params", "30k", "--recorded"), "--max-...: goes without --recorded"),
     ],

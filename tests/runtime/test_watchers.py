@@ -1,7 +1,6 @@
 """What TensorBoard and Weights & Biases are shown of a run, read back from the files that they leave."""
 
 import json
-import os
 import struct
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from support.commands import typed
 
 from repro.cli import main
 from repro.config import load_config
-from repro.errors import ReproError
+from repro.errors import InterruptionError, ReproError
 from repro.runtime import watchers
 
 TINY = Path(__file__).resolve().parents[1] / "tiny.toml"
@@ -122,39 +121,55 @@ def rows_of(record):
         yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
 
 
+def ending_in(monkeypatch, end):
+    """Has the verb `run` end in some way, and nothing else."""
+    monkeypatch.setattr("repro.cli.VERBS", {**main.__globals__["VERBS"], "run": (lambda _options: end(), "ends")})
+
+
+def refused():
+    raise ReproError("no such thing")
+
+
+def interrupted():
+    raise InterruptionError(15)
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize(
-    ("words", "status", "code"),
-    [
-        (("--methods", "floor", "--set", "evaluation.reference_images=9999"), "refused", 2),
-        (("--methods", "floor", "--dry-run"), "done", 0),
-    ],
+    ("end", "status", "code"),
+    [(lambda: 0, "done", 0), (lambda: 1, "failed", 1), (refused, "refused", 2), (interrupted, "interrupted", 75)],
 )
-def test_notify_is_told_how_a_run_ended(tmp_path, words, status, code):
+def test_notify_is_told_how_a_run_ended(tmp_path, monkeypatch, end, status, code):
+    ending_in(monkeypatch, end)
     command = f'echo "$OFA_STATUS $OFA_EXIT_CODE" >> {tmp_path / "told"}'
-    done = typed(main, "run", "--config", TINY, *words, "--notify", command, cwd=tmp_path)
+    done = typed(main, "run", "--config", TINY, "--notify", command, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert (tmp_path / "told").read_text() == f"{status} {code}\n"
 
 
 @pytest.mark.quick
 def test_a_command_that_fails_changes_nothing_but_is_said(tmp_path, monkeypatch):
-    done = typed(main, "run", "--config", TINY, "--methods", "floor", "--dry-run", "--notify", "exit 3", cwd=tmp_path)
+    ending_in(monkeypatch, lambda: 0)
+    done = typed(main, "run", "--config", TINY, "--notify", "exit 3", cwd=tmp_path)
     assert done.returncode == 0
     assert "--notify: the command ended with code 3; the run itself: done" in done.stderr
-    monkeypatch.setattr("repro.cli.VERBS", {**main.__globals__["VERBS"], "run": (lambda _options: 1 / 0, "fails")})
-    with pytest.raises(ZeroDivisionError):
-        typed(main, "run", "--config", TINY, "--notify", f"echo $OFA_STATUS > {tmp_path / 'told'}", cwd=tmp_path)
-    assert (tmp_path / "told").read_text() == "failed\n"
-    monkeypatch.setitem(os.environ, "RANK", "1")
-    with pytest.raises(ZeroDivisionError):
-        typed(main, "run", "--config", TINY, "--notify", f"echo > {tmp_path / 'of_another_rank'}", cwd=tmp_path)
-    assert not (tmp_path / "of_another_rank").exists()
 
 
 @pytest.mark.quick
-def test_notify_goes_without_slurm_and_says_what_does(tmp_path):
-    done = typed(main, "run", "--config", TINY, "--slurm", "jobs", "--notify", "true", cwd=tmp_path)
-    assert done.returncode == 2
-    remedy = done.stderr.partition("--set '")[2].partition("'")[0]
-    assert load_config(TINY, [remedy]).cluster.options == ("--mail-type=END,FAIL",)
+def test_what_nobody_foresaw_is_a_failure_and_the_first_rank_tells_it(tmp_path, monkeypatch):
+    ending_in(monkeypatch, lambda: 1 / 0)
+    for rank, told in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(ZeroDivisionError):
+            typed(main, "run", "--config", TINY, "--notify", f"echo $OFA_STATUS > {tmp_path / rank}", cwd=tmp_path)
+        assert (tmp_path / rank).exists() == told
+    assert (tmp_path / "0").read_text() == "failed\n"
+
+
+@pytest.mark.quick
+def test_notify_goes_with_runs_that_end_here(tmp_path):
+    nothing = typed(main, "run", "--config", TINY, "--dry-run", "--notify", "true", cwd=tmp_path)
+    assert nothing.returncode == 2 and "--notify: goes without --dry-run" in nothing.stderr
+    later = typed(main, "run", "--config", TINY, "--slurm", "jobs", "--notify", "true", cwd=tmp_path)
+    remedy = later.stderr.partition("--set '")[2].partition("'")[0]
+    assert later.returncode == 2 and load_config(TINY, [remedy]).cluster.options == ("--mail-type=END,FAIL",)
