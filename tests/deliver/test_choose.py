@@ -30,6 +30,7 @@ from repro.deliver import device_costs, onnx_export
 from repro.deliver.averages import cost_of
 from repro.deliver.candidates import Quality, quality_of, spread, within_noise
 from repro.deliver.extract import sample_images, save_subnet
+from repro.deliver.model_card import _base
 from repro.deliver.onnx_export import to_onnx
 from repro.diffusion.batches import image_noise
 from repro.errors import ReproError
@@ -406,6 +407,14 @@ def test_the_card_tells_what_the_records_say(flow, taken):
         drawn = np.asarray(grid).reshape(4, 68, 4, 68)[0, 2:66:8, :, 2:66:8].reshape(8, 32)
     with Image.open(flow.results / record["samples"]["file"]) as strip:
         assert np.array_equal(drawn, np.asarray(strip)[:, :32])  # the first four of the record's
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("source", "said"), [("shipped", "shipped with ofa-diffusion"), ("train", "trained here"), ("path", "given/here")])
+def test_the_card_says_where_the_base_came_from(source, said):
+    folder = {"folder": said} if source == "path" else {}
+    record = {"base": {"source": source, "weights": "ema", "sha256": "a" * 64} | folder}
+    assert _base(record) == f"{said}, ema weights, sha256 {'a' * 64}"
 
 
 def test_onnx_is_torch_s_network_at_every_batch(taken):

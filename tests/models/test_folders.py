@@ -85,6 +85,13 @@ def new(model, seed=0):
         return type(model).from_config(model.config)
 
 
+@each_kind
+def test_whoever_may_read_the_settings_may_read_the_weights(model, tmp_path):
+    save_denoiser(model, DDIMScheduler(), tmp_path / "saved")
+    modes = {path.stat().st_mode for path in (tmp_path / "saved").rglob("*") if path.is_file()}
+    assert len(modes) == 1, modes
+
+
 # New networks
 
 
