@@ -63,7 +63,7 @@ def test_nothing_of_a_committed_figure_is_cut_at_a_width_of_a_paper(name):
 
 def test_nothing_is_cut_where_machines_are_several_or_figures_of_the_literature_beside_ours(tmp_path):
     records = make_cifar10_records()
-    published = literature_beside(records, load_published(ROOT / "results/published.toml")).entries
+    published = literature_beside(records, load_published(ROOT / "repro/shipped/published.toml")).entries
     of_quality = {name: drawing for name, drawing in drawings_of(tmp_path, records, published).items() if name.startswith("fid")}
     assert published
     check_all(of_quality)

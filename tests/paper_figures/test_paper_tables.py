@@ -61,7 +61,7 @@ def test_tables_of_many_sizes_of_literature_and_of_awkward_names_fit(tmp_path):
     ]
     write_records(tmp_path / "digits", [*make_records(), *many, awkward])
     write_records(tmp_path / "cifar10", make_cifar10_records())
-    assert main(["tables", "--results", str(tmp_path), "--published", str(ROOT / "results/published.toml")]) == 0
+    assert main(["tables", "--results", str(tmp_path), "--published", str(ROOT / "repro/shipped/published.toml")]) == 0
     for name in ("digits", "cifar10"):
         check_fits(tmp_path / name / "tables")
 

@@ -23,6 +23,7 @@ from repro.models.denoiser import build_base
 from repro.runtime import distributed, gpu
 from repro.runtime.clock import Clock
 from repro.runtime.precision import set_arithmetic
+from repro.runtime.watchers import Watchers
 from repro.training import loop
 from support.tally import counts
 
@@ -48,6 +49,7 @@ class Watch:
     """
 
     last_seen: dict[str, float] = {}  # noqa: RUF012  (of no earlier life)
+    watch = Watchers()  # nobody else looks
 
     def __init__(self, stop_at: int = 0) -> None:
         self.steps: list[dict[str, int]] = []
