@@ -173,13 +173,8 @@ def _stages(experiment: Experiment, method: str) -> list[Stage]:
 
 
 def _row(experiment: Experiment, work: dict[str, list[Stage]], gpus: int) -> list[str]:
-    joint = _step(experiment, next(stage for stage in work["ofa"] if stage.budget), 1)
+    joint = _joint_step(experiment, work["ofa"])
     weak = dataclasses.replace(joint, batch_size=gpus * joint.batch_size)
-    hours = {method: [_hours(experiment, stage, gpus) for stage in found] for method, found in work.items()}
-    training = [
-        sum(each for each, stage in zip(hours[method], work[method], strict=True) if stage.kind == "training") for method in METHODS
-    ]
-    judged = [sum(each for each, stage in zip(hours[method], work[method], strict=True) if stage.kind != "training") for method in METHODS]
     return [
         f"{gpus}",
         f"{joint.batch_size // gpus}",
@@ -187,9 +182,13 @@ def _row(experiment: Experiment, work: dict[str, list[Stage]], gpus: int) -> lis
         f"{1e3 * joint.communication_sec(gpus):.2g}" if gpus > 1 else "",
         f"{joint.batch_size / joint.sec(gpus):,.0f}",
         f"{weak.batch_size / weak.sec(gpus):,.0f}",
-        *(f"{each:.3g}" for each in training),
-        f"{judged[0]:.3g}",
+        *(f"{sum(_hours(experiment, stage, gpus) for stage in work[method] if stage.kind == 'training'):.3g}" for method in METHODS),
+        f"{sum(_hours(experiment, stage, gpus) for stage in work['ofa'] if stage.kind in ('sampling', 'features')):.3g}",
     ]
+
+
+def _joint_step(experiment: Experiment, work: list[Stage]) -> Step:
+    return _step(experiment, next(stage for stage in work if stage.budget), runs=1)
 
 
 def _step(experiment: Experiment, stage: Stage, runs: int) -> Step:
@@ -211,8 +210,6 @@ def _hours(experiment: Experiment, stage: Stage, gpus: int) -> float:
         settings: Training = getattr(experiment.config, stage.budget)
         steps = stage.images // settings.batch_size
         return steps * _step(experiment, stage, steps // settings.steps).sec(gpus) / 3600
-    if stage.kind not in ("training", "sampling", "features"):
-        return 0.0
     launches = 0.0
     if stage.kind == "sampling":
         at_once = experiment.config.evaluation.batch_size
@@ -239,7 +236,7 @@ def _reached(config: Config, kind: str) -> float:
 
 def _notes(experiment: Experiment, work: list[Stage]) -> list[str]:
     config, settings = experiment.config, experiment.config.ofa_training
-    joint = _step(experiment, next(stage for stage in work if stage.budget), 1)
+    joint = _joint_step(experiment, work)
     whole = _kernels(experiment, settings.batch_size, backward=True)
     params = round(joint.gradient_bytes / GRADIENT)
     held, saved = params * (WEIGHTS + GRADIENT + MOMENTS + AVERAGE), [saved_bytes(params, GPUS_PER_NODE, stage) / GB for stage in (1, 2)]

@@ -246,8 +246,8 @@ def _sizes(options: argparse.Namespace) -> int:
     if options.network:
         from repro.deliver.network_sizes import describe_network
 
-        unread = {"--config": options.config, "--set": options.set, "--baselines": options.baselines, "--recorded": options.recorded}
-        unread["--max-..."] = budget
+        unread = {"--config": options.config, "--set": options.set, "--max-...": budget}
+        unread |= {"--baselines": options.baselines, "--recorded": options.recorded}
         for flag, given in unread.items():
             if given:
                 raise ReproError(f"{flag}: goes without --network, whose sizes follow from its own file; leave one of the two out")

@@ -12,6 +12,7 @@ from support.commands import as_ranks, typed
 
 from repro.budget.scale import LAUNCH_SEC, MEMORY_BYTES_PER_SEC, Step, kernels_of, link_bytes_per_sec, saved_bytes, sent_bytes
 from repro.cli import main
+from repro.models.cost import count_macs
 from repro.models.flop import train_pflop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,8 +109,6 @@ def test_a_network_s_roofline_is_no_less_than_its_work_at_the_peak():
                               down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)  # fmt: skip
     forward, both = (kernels_of(network, 4, (1, 8, 8), "float32", backward=backward) for backward in (False, True))
     assert forward.count < both.count and forward.roofline_sec < both.roofline_sec
-    from repro.models.cost import count_macs
-
     assert both.roofline_sec > train_pflop(count_macs(network, (1, 8, 8)).total, 4) * 1e15 / 67e12
 
 

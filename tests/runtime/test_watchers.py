@@ -9,6 +9,7 @@ from support.commands import typed
 
 from repro.cli import main
 from repro.config import load_config
+from repro.config.execution import WATCHERS as KNOWN
 from repro.errors import InterruptionError, ReproError
 from repro.runtime import watchers
 
@@ -54,7 +55,7 @@ def test_tensorboard_has_what_the_record_has(watched):
     read = EventAccumulator(str(watched / "runs" / "tiny" / "diff_pruning-0.5-seed0" / "tensorboard")).Reload()
     for name, values in expected_of(watched).items():
         assert [(event.step, event.value) for event in read.Scalars(name)] == [(images, pytest.approx(value)) for images, value in values]
-    assert [event.value > 0 for event in read.Scalars("train/learning_rate")]
+    assert [event.value > 0 for event in read.Scalars("train/learning_rate")] == [True] * len(read.Scalars("train/loss"))
     assert {*read.Tags()["images"]} == {"samples", "curve/0.5/samples"}
     (strip,) = read.Images("samples")
     assert (strip.height, strip.width) == (8, 16 * 8)
@@ -93,6 +94,7 @@ def test_a_watcher_that_is_unknown_or_not_installed_is_refused_before_anything_i
     with pytest.raises(ReproError, match=r"execution\.watchers: wandb is not installed; python -m pip install wandb"):
         watchers.check_watchers(["wandb"])
     watchers.check_watchers([])
+    assert {*watchers.WATCHERS} == {*KNOWN}  # what a configuration may name is what there is
 
 
 def records_of(path):
