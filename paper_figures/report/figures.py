@@ -52,7 +52,7 @@ def quality(records: Sequence[Record], literature: Literature, latencies: Sequen
                     partial(quality_figure, times, f"latency_ms_{batch}", 1.0, label, (), WIDTH, trained),
                     f"Plot of quality against latency at batch {batch}; the table of latencies has its numbers.",
                     f"Quality against latency at batch {batch}: {SPREAD}; of latency the quartiles, where recorded. No line joins "
-                    "them: one network's times differ by as much as its neighbours'.",
+                    "them: noise may be what orders times that lie close.",
                 )
             )
     drawings.append(
