@@ -15,11 +15,12 @@ from repro.diffusion.sampler import conditioned, sample_pixels
 from repro.errors import ReproError
 from repro.experiment.cells import Experiment
 from repro.experiment.run import training_batches
-from repro.methods.plan import equal_importance, plan_of
+from repro.methods.plan import plan_of
 from repro.models.cost import count_macs
 from repro.models.denoiser import build_base
 from repro.models.example import conditions_of
 from repro.models.memory import parts_of_batch, sampling_batch
+from repro.ofa.importance import equal_importance
 from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
 from repro.runtime import distributed, gpu

@@ -13,13 +13,8 @@ from repro.data.image_folder import undecoded_bytes
 from repro.data.image_source import image_source
 from repro.experiment.artefacts import is_made
 from repro.experiment.cells import Cell, Experiment, base_cell, state_of
-from repro.experiment.stage import CHECKPOINT_TENSORS, GB, Costs, Stage, base_macs, training_stage, weights_gb
-from repro.methods.plan import equal_importance
+from repro.experiment.stage import CHECKPOINT_TENSORS, GB, Costs, Stage, costs_of, training_stage, weights_gb
 from repro.metrics.metric import Metric
-from repro.models.cost import count_params
-from repro.models.denoiser import meta_base
-from repro.ofa.allocation import make_plan
-from repro.ofa.pipes import pipes_of
 
 CIFAR10_GB = 0.171
 IMAGES = {"digits": 1797, "cifar10": 50_000}
@@ -46,7 +41,7 @@ def stages(experiment: Experiment, cells: list[Cell], *, afresh: bool = False) -
         afresh: Whether networks that lie in the runs folder count as well.
     """
     config = experiment.config
-    planned = cache(partial(costs_of, experiment))
+    planned = cache(partial(costs_of, config))
     whole = planned(config.allocation.rule)
     rows, on_the_way = [_downloads(experiment, cells, whole)], 0
     for name in dict.fromkeys(cell.method for cell in cells):
@@ -66,24 +61,6 @@ def stages(experiment: Experiment, cells: list[Cell], *, afresh: bool = False) -
         rows += [_extractor(experiment, metric, judged), _features(experiment, metric, judged, on_the_way if first else 0)]
     rows += [_other(cells, whole)]
     return [row for row in rows if row.images or row.pflop or row.seconds or row.kept_gb]
-
-
-def costs_of(experiment: Experiment, rule: str, sizes: tuple[float, ...] = ()) -> Costs:
-    """Returns what sizes cost under an allocation rule with equal importances, since no base has been scored yet.
-
-    Args:
-        experiment: The configuration.
-        rule: "gradual", "formula5" or "uniform".
-        sizes: The sizes P; the trained ones where none are named.
-    """
-    config = experiment.config
-    base = meta_base(config.denoiser)
-    pipes, params = pipes_of(base, config.allocation.resampling_units), count_params(base.parameters())
-    floor, importance = config.allocation.floor, equal_importance(pipes)
-    plan = make_plan(pipes, importance, sizes or config.sizes.trained, params_base=params, rule=rule, floor=floor)
-    counted = base_macs(config.denoiser, config.allocation.resampling_units)
-    macs = {size: counted.keeping({pipe.name: len(kept[pipe.name]) / pipe.width for pipe in pipes}) for size, kept in plan.kept.items()}
-    return Costs(macs=macs | {1.0: float(counted.whole)}, params=plan.params | {1.0: params})
 
 
 def training_images(experiment: Experiment) -> int:

@@ -15,12 +15,12 @@ from repro.experiment.artefacts import is_made
 from repro.experiment.cells import Experiment, base_cell, with_size
 from repro.experiment.run import load_model
 from repro.files.shipped_files import PUBLISHED
-from repro.methods.plan import check_sizes, equal_importance, plan_of, score_base
+from repro.methods.plan import check_sizes, plan_of, score_base
 from repro.models.cost import count_macs, count_macs_torch_pruning, count_params
 from repro.models.denoiser import build_base, channel_widths, meta_base
 from repro.models.example import example_of
 from repro.ofa.accounting import params_at
-from repro.ofa.importance import Importance
+from repro.ofa.importance import Importance, equal_importance
 from repro.ofa.pipes import Pipe, pipes_of
 from repro.ofa.supernet import Supernet
 from repro.runtime.distributed import device

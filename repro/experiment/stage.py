@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from repro.config import Training
+from repro.config import Config, Training
 from repro.config.networks import Denoiser, network_shape
 from repro.models.flop import train_pflop
 
@@ -141,6 +141,29 @@ def base_params(network: Denoiser, resampling_units: str) -> tuple[int, int]:
 
     base = meta_base(network)
     return count_params(base.parameters()), internal_params(pipes_of(base, resampling_units))
+
+
+def costs_of(config: Config, rule: str, sizes: tuple[float, ...] = ()) -> Costs:
+    """Returns what sizes cost under an allocation rule with equal importances, as long as no base has been scored.
+
+    Args:
+        config: The network, its allocation and its sizes.
+        rule: "gradual", "formula5" or "uniform".
+        sizes: The sizes P; the trained ones where none are named.
+    """
+    from repro.models.cost import count_params
+    from repro.models.denoiser import meta_base
+    from repro.ofa.allocation import make_plan
+    from repro.ofa.importance import equal_importance
+    from repro.ofa.pipes import pipes_of
+
+    base = meta_base(config.denoiser)
+    pipes, params = pipes_of(base, config.allocation.resampling_units), count_params(base.parameters())
+    floor, importance = config.allocation.floor, equal_importance(pipes)
+    plan = make_plan(pipes, importance, sizes or config.sizes.trained, params_base=params, rule=rule, floor=floor)
+    counted = base_macs(config.denoiser, config.allocation.resampling_units)
+    macs = {size: counted.keeping({pipe.name: len(kept[pipe.name]) / pipe.width for pipe in pipes}) for size, kept in plan.kept.items()}
+    return Costs(macs=macs | {1.0: float(counted.whole)}, params=plan.params | {1.0: params})
 
 
 def affine_costs(network: Denoiser, resampling_units: str, sizes: Iterable[float]) -> Costs:

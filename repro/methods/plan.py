@@ -10,8 +10,8 @@ from repro.models.cost import count_macs, count_params
 from repro.models.denoiser import meta_base
 from repro.models.flop import activation_gradient_pflop
 from repro.ofa.allocation import Plan, make_plan
-from repro.ofa.importance import Importance, Scored, other_scores, pipe_importance
-from repro.ofa.pipes import Pipe, pipes_of
+from repro.ofa.importance import Importance, Scored, equal_importance, other_scores, pipe_importance
+from repro.ofa.pipes import pipes_of
 from repro.runtime import distributed
 from repro.runtime.seeds import derive_seed
 
@@ -54,11 +54,6 @@ def _of_all_ranks(scored: list[Scored]) -> list[Scored]:
     ordered = [part[index] for index in range(len(parts[0])) for part in parts if index < len(part)]
     device = distributed.device()
     return [(int(row[0]), dict(zip(names, row[1:].to(device).split(list(widths)), strict=True))) for row in ordered]
-
-
-def equal_importance(pipes: tuple[Pipe, ...]) -> Importance:
-    """Returns the same importance for every channel."""
-    return {pipe.name: torch.ones(pipe.width) for pipe in pipes}
 
 
 def plan_of(experiment: Experiment, base: nn.Module, importance: Importance, scores: Importance | None = None) -> Plan:

@@ -10,7 +10,7 @@ from typing import Any
 
 from repro.config import Config
 from repro.experiment.cells import Variant
-from repro.experiment.stage import base_macs
+from repro.experiment.stage import base_macs, costs_of
 from repro.ofa.sampling_law import Law, named_law
 
 METHOD = "method"  # the factor of a variant that is a method of its own: tables show it beside the others
@@ -32,9 +32,10 @@ def chain(config: Config, count: int) -> tuple[float, ...]:
 def compute_ratio(config: Config, law: Law | None = None) -> float:
     """Returns how many times the compute of one joint run the independent runs of all reported sizes take, by analytic training work.
 
-    MACs are taken as affine in P, the same for both sides: whole - (1 - P) * internal. What scores the channels counts on both sides too:
-    Formula 4 takes a forward and one backward pass, 2/3 of a training image's work, and Diff-Pruning's pass a training image's. `law`
-    stands in for the configuration's.
+    No base has been scored yet, so both sides are taken to find all channels equally important. A joint run's sizes then have the MACs of
+    the configured rule's plan; those of independent runs, whose method prunes where it likes, are affine in P: whole - (1 - P) * internal.
+    What scores the channels counts on both sides too: Formula 4 takes a forward and one backward pass, 2/3 of a training image's work, and
+    Diff-Pruning's pass a training image's. `law` stands in for the configuration's.
     """
     alone, joint, scoring, formula4 = compute(config, law)
     return (alone + scoring) / (joint + formula4)
@@ -44,7 +45,8 @@ def compute(config: Config, law: Law | None = None) -> tuple[float, float, float
     """Returns the MACs, times images, of all independent training runs, of the joint run, of Diff-Pruning's scoring and of Formula 4."""
     shares = (law or named_law(**dataclasses.asdict(config.sampling_law))).shares(config.sizes.trained)
     macs = base_macs(config.denoiser, config.allocation.resampling_units)
-    joint = sum(share * macs.at(size) for size, share in shares.items())
+    planned = costs_of(config, config.allocation.rule).macs
+    joint = sum(share * planned[size] for size, share in shares.items())
     alone = sum(macs.at(size) for size in config.sizes.reported)
     images = [settings.steps * settings.batch_size for settings in (config.baseline_training, config.ofa_training)]
     pruning = config.pruning

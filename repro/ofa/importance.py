@@ -26,6 +26,11 @@ Batch = TypeVar("Batch")
 Scored = tuple[int, Importance]  # images of a batch, and the sum over them of every channel's score
 
 
+def equal_importance(pipes: tuple[Pipe, ...]) -> Importance:
+    """Returns the same importance for every channel."""
+    return {pipe.name: torch.ones(pipe.width) for pipe in pipes}
+
+
 def pipe_importance(
     model: nn.Module,
     pipes: tuple[Pipe, ...],

@@ -15,16 +15,17 @@ from torch_fidelity import feature_extractor_inceptionv3
 from repro.budget import estimate, throughput
 from repro.budget.estimate import Estimate
 from repro.budget.throughput import Rate, fit, measure
-from repro.budget.work import costs_of, stages, unfinished
+from repro.budget.work import stages, unfinished
 from repro.config import SamplingLaw, changed, load_config
 from repro.errors import ReproError
 from repro.experiment.cells import Cell, plan_cells
 from repro.experiment.records import write_record
-from repro.experiment.stage import Stage
-from repro.methods.plan import equal_importance, plan_of
+from repro.experiment.stage import Stage, costs_of
+from repro.methods.plan import plan_of
 from repro.metrics.frechet import METRICS
 from repro.models.cost import count_macs, count_params
 from repro.models.denoiser import build_base
+from repro.ofa.importance import equal_importance
 from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import named_law
 from repro.ofa.supernet import Supernet
@@ -45,7 +46,7 @@ def stages_of(config, tmp_path, names=NAMES, seeds=(0,)):
 def test_macs_and_parameters_are_those_of_the_extracted_subnets(tiny, tmp_path, rule):
     config = dataclasses.replace(tiny, allocation=dataclasses.replace(tiny.allocation, rule=rule))
     this = experiment(config, tmp_path)
-    costs = costs_of(experiment(tiny, tmp_path), rule)
+    costs = costs_of(experiment(tiny, tmp_path).config, rule)
     base = build_base(tiny.network, seed=0)
     supernet = Supernet(base, pipes_of(base), plan_of(this, base, equal_importance(pipes_of(base))))
     for size in tiny.sizes.trained:
@@ -58,7 +59,7 @@ def test_macs_and_parameters_are_those_of_the_extracted_subnets(tiny, tmp_path, 
 def test_macs_of_the_cifar10_network(tiny, tmp_path):
     network = dataclasses.replace(tiny.network, **CIFAR10_NETWORK, layers_per_block=2, norm_num_groups=32, attention_head_dim=0)
     config = dataclasses.replace(tiny, network=network)
-    costs = costs_of(experiment(config, tmp_path), "uniform")
+    costs = costs_of(experiment(config, tmp_path).config, "uniform")
     assert costs.macs[1.0] == pytest.approx(6.222e9, rel=1e-3)  # 6.1 G without attention's products (Diff-Pruning, Table 1)
     assert costs.params[0.5] == pytest.approx(20.25e6, rel=1e-3)
     with torch.device("meta"):
@@ -123,7 +124,7 @@ def test_inception_is_counted_up_to_its_layer(monkeypatch, metric, layer):
 
 def test_training_and_sampling_agree_with_a_count_by_hand(tiny, tmp_path):
     found = stages_of(tiny, tmp_path)
-    own, uniform = (costs_of(experiment(tiny, tmp_path), rule).macs for rule in ("gradual", "uniform"))
+    own, uniform = (costs_of(experiment(tiny, tmp_path).config, rule).macs for rule in ("gradual", "uniform"))
     base, joint, pruned = (found[f"{name}: training"] for name in ("base", "ofa_joint", "diff_pruning"))
     assert (base.images, base.passes, base.budget) == (12 * 16, 12 * 16, "base_training")
     assert base.pflop == pytest.approx(6 * BASE_MACS * 12 * 16 / 1e15)
@@ -184,7 +185,7 @@ def test_a_base_that_was_given_is_one_for_all_seeds(tiny, tmp_path, source):
 
 def test_sandwich_shares_the_images_of_a_step_among_several_sizes(tiny, tmp_path):
     config = dataclasses.replace(tiny, sampling_law=SamplingLaw(law="sandwich", sandwich_random=2))
-    joint, own = stages_of(config, tmp_path)["ofa_joint: training"], costs_of(experiment(tiny, tmp_path), "gradual").macs
+    joint, own = stages_of(config, tmp_path)["ofa_joint: training"], costs_of(experiment(tiny, tmp_path).config, "gradual").macs
     assert (joint.images, joint.passes) == (8 * 16, 8 * 16)
     assert joint.pflop == pytest.approx(6 * sum(own[size] for size in (1.0, 0.75, 0.5, 0.25)) / 4 * 8 * 16 / 1e15)
 
@@ -192,7 +193,7 @@ def test_sandwich_shares_the_images_of_a_step_among_several_sizes(tiny, tmp_path
 def test_disk_holds_networks_checkpoints_samples_and_reference_features(tiny, tmp_path):
     found = stages_of(tiny, tmp_path)
     base, pruned = found["base: training"], found["diff_pruning: training"]
-    half = costs_of(experiment(tiny, tmp_path), "uniform").params[0.5]
+    half = costs_of(experiment(tiny, tmp_path).config, "uniform").params[0.5]
     assert base.kept_gb == pytest.approx(4 * BASE_PARAMS / 1e9)
     assert base.passing_gb == pytest.approx(3 * 4 * 4 * BASE_PARAMS / 1e9)  # two that are kept, and the next
     assert pruned.kept_gb == pytest.approx(4 * (BASE_PARAMS + half) / 1e9)

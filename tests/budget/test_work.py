@@ -10,11 +10,12 @@ from repro.budget import throughput
 from repro.budget.estimate import Estimate
 from repro.budget.hours import set_budget
 from repro.budget.throughput import Rate
-from repro.budget.work import costs_of, stages
+from repro.budget.work import stages
 from repro.config import changed
 from repro.config.sections import BUDGETS
 from repro.experiment.cells import Cell, plan_cells
 from repro.experiment.run import work_of
+from repro.experiment.stage import costs_of
 from repro.methods.names import COMPARED
 
 pytestmark = pytest.mark.quick
@@ -62,7 +63,7 @@ def rows(this, *names):
 
 def test_a_method_without_work_trains_its_budget_at_the_sizes_of_its_cells(tiny, tmp_path):
     this = with_own(tiny, tmp_path, PLAIN)
-    found, uniform = rows(this, "own"), costs_of(this, "uniform", SIZES)
+    found, uniform = rows(this, "own"), costs_of(this.config, "uniform", SIZES)
     images = tiny.baseline_training.steps * tiny.baseline_training.batch_size
     training = found["own: training"]
     assert (training.images, training.budget) == (2 * images, "baseline_training")
@@ -73,7 +74,7 @@ def test_a_method_without_work_trains_its_budget_at_the_sizes_of_its_cells(tiny,
 
 def test_a_method_with_work_counts_by_it_and_by_its_rule(tiny, tmp_path):
     this = with_own(tiny, tmp_path, TOLD)
-    found, planned = rows(this, "own"), costs_of(this, tiny.allocation.rule, SIZES)
+    found, planned = rows(this, "own"), costs_of(this.config, tiny.allocation.rule, SIZES)
     images = OWN_STEPS * tiny.baseline_training.batch_size
     assert (found["own: probe"].images, found["own: probe"].seconds) == (5, 3.0)
     assert (found["own: training"].images, found["own: training"].budget) == (2 * images, "")
@@ -93,7 +94,7 @@ def test_a_law_of_ones_own_shares_the_images(tiny, tmp_path):
             return {size: 0.5 * (size in (min(sizes), max(sizes))) for size in sizes}
 
     this = with_own(tiny, tmp_path, *trained_once("extremes", "trains two sizes alone", law=Extremes()))
-    macs, images = costs_of(this, tiny.allocation.rule).macs, tiny.ofa_training.steps * tiny.ofa_training.batch_size
+    macs, images = costs_of(this.config, tiny.allocation.rule).macs, tiny.ofa_training.steps * tiny.ofa_training.batch_size
     expected = 6 * (macs[1.0] + macs[0.25]) / 2 * images / 1e15
     assert rows(this, "extremes")["extremes_joint: training"].pflop == pytest.approx(expected)
 
@@ -129,7 +130,7 @@ def test_the_time_left_counts_what_the_method_says(tiny, tmp_path):
     heavy = dataclasses.replace(PLAIN, work=lambda *_: [Stage(name="own: all", kind="training", pflop=1.0)])
     this = with_own(tiny, tmp_path, heavy)
     assert 1.0 < work_of(this, cell) < 1.01
-    uniform = costs_of(this, "uniform")
+    uniform = costs_of(this.config, "uniform")
     (expected,) = [stage.pflop for stage in rows(this, "diff_pruning").values() if "importance" in stage.name]
     assert work_of(this, scores) == pytest.approx(expected, rel=1e-3)
     trained = 6 * uniform.macs[0.5] * tiny.baseline_training.steps * tiny.baseline_training.batch_size / 1e15

@@ -9,10 +9,10 @@ from support.commands import typed
 
 from repro.cli import main
 from repro.config import load_config
-from repro.methods.plan import equal_importance
 from repro.models.cost import count_macs, count_params, peak_bytes
 from repro.models.denoiser import meta_base
 from repro.ofa.allocation import make_plan
+from repro.ofa.importance import equal_importance
 from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
 

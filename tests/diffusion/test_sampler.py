@@ -12,7 +12,7 @@ from support.gaussian import Gaussian
 
 from repro.api import METHODS, Cell, Experiment, Parts, ReproError, load_config, main, parts_of, plan_cells
 from repro.budget.throughput import measure
-from repro.budget.work import costs_of, stages
+from repro.budget.work import stages
 from repro.config import Diffusion, Evaluation
 from repro.data.images import to_pixels
 from repro.deliver.extract import sample_images, save_subnet
@@ -21,6 +21,7 @@ from repro.diffusion.ddpm import DDPM
 from repro.diffusion.formulation import predictor
 from repro.diffusion.sampler import Denoise, about_sampler
 from repro.diffusion.samplers import SAMPLERS
+from repro.experiment.stage import costs_of
 from repro.models.denoiser import load_denoiser
 
 TINY = ROOT / "tests" / "tiny.toml"
@@ -100,7 +101,7 @@ def test_the_nfe_that_it_says_is_how_often_it_asks_and_what_the_estimate_charges
     Midpoint().sample(Denoise(predict=predict, formulation=this.formulation), torch.randn(2, 1, 8, 8), this.config.evaluation)
     assert len(asked) == this.nfe == 9
     found = {stage.name: stage for stage in stages(this, plan_cells(this, ["base", "ofa"], None, [0]))}
-    macs = costs_of(this, "gradual").macs
+    macs = costs_of(this.config, "gradual").macs
     assert found["base: sampling"].passes == 9 * 16 * 2
     assert found["base: sampling"].pflop == pytest.approx(2 * macs[1.0] * 9 * 16 * 2 / 1e15)
     assert found["ofa: sampling"].pflop == pytest.approx(2 * (macs[1.0] + macs[0.5]) * 9 * 16 * 2 / 1e15)
@@ -112,7 +113,7 @@ def test_the_throughput_is_measured_with_it(tmp_path):
     found = measure(this)
     assert set(sampler.steps) == {2}
     forward = 1 / (9 * found.sampling_img_per_sec)  # seconds of one evaluation of one image at full size
-    large = 2 * costs_of(this, "gradual").macs[1.0] / 1e15
+    large = 2 * costs_of(this.config, "gradual").macs[1.0] / 1e15
     assert found.sampling.seconds(1, large) == pytest.approx(forward)
 
 

@@ -22,12 +22,12 @@ from repro.experiment import shipped
 from repro.experiment.cells import Cell, Experiment, base_cell, plan_cells
 from repro.files import shipped_files
 from repro.grid import METHODS
-from repro.methods.plan import equal_importance
 from repro.methods.variants import TRAINED_ALONE, TRAINED_ONCE, compute
 from repro.metrics.classifier import classifier_for
 from repro.models.cost import count_macs, count_params
 from repro.models.denoiser import build_base, set_dropout
 from repro.ofa.allocation import make_plan
+from repro.ofa.importance import equal_importance
 from repro.ofa.pipes import pipes_of
 from repro.ofa.supernet import Supernet
 from repro.runtime.clock import Clock

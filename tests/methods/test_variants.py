@@ -281,22 +281,26 @@ def test_a_chain_is_even_and_holds_the_reported_sizes():
 
 
 def macs_by_hand(config):
-    """MACs of one forward pass of every size: whole - (1 - P) * internal."""
+    """MACs of one forward pass: of the base, of every size affine in P, and of every subnet, extracted where all channels are alike."""
     with torch.device("meta"):
         base = build_base(config.network, seed=0)
-    whole = count_macs(base, (1, 8, 8)).total
-    inside = sum(pipe_macs(base, pipes_of(base), (1, 8, 8)).values())
-    return whole, [whole - (1 - size) * inside for size in SIZES]
+    whole, pipes = count_macs(base, (1, 8, 8)).total, pipes_of(base)
+    inside = sum(pipe_macs(base, pipes, (1, 8, 8)).values())
+    alike = {pipe.name: torch.ones(pipe.width) for pipe in pipes}
+    params = sum(parameter.numel() for parameter in base.parameters())
+    supernet = Supernet(base, pipes, make_plan(pipes, alike, SIZES, params_base=params, rule=config.allocation.rule, floor=0.25))
+    return whole, [whole - (1 - size) * inside for size in SIZES], [count_macs(supernet.extract(size), (1, 8, 8)).total for size in SIZES]
 
 
 @pytest.mark.parametrize(("timesteps", "counted"), [(0, 1000), (300, 300)])
 def test_equal_compute_counts_training_and_what_scores_the_channels_on_both_sides(timesteps, counted):
     config = load_config("digits", [f"pruning.timesteps={timesteps}"])
-    whole, macs = macs_by_hand(config)
+    whole, affine, planned = macs_by_hand(config)
+    assert planned[0] == affine[0] == whole and planned[2] > 1.05 * affine[2]  # the rule keeps more of the pipes at high resolution
     images = config.ofa_training.steps * config.ofa_training.batch_size
     assert images == config.baseline_training.steps * config.baseline_training.batch_size == 102_400
     shares = (1 / 8, 5 / 24, 7 / 24, 3 / 8)  # m = 3: 1, 5/3, 7/3, 3 over 8
-    joint, alone = images * sum(share * cost for share, cost in zip(shares, macs, strict=True)), images * sum(macs)
+    joint, alone = images * sum(share * cost for share, cost in zip(shares, planned, strict=True)), images * sum(affine)
     diff_pruning = config.pruning.images * counted * whole  # a forward and a backward pass, as a training image
     formula4 = config.importance.images * whole * 2 / 3  # the gradients of activations alone: two passes in place of three
     assert config.pruning.images == 32 and config.importance.images == 1024

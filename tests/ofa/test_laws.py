@@ -9,18 +9,19 @@ import pytest
 import torch
 
 from repro.budget.preflight import preflight
-from repro.budget.work import costs_of, stages
+from repro.budget.work import stages
 from repro.config import changed
 from repro.diffusion.formulation import NoisyBatch
 from repro.errors import ReproError
 from repro.experiment.cells import Cell, Experiment, plan_cells
 from repro.experiment.run import run_cells
+from repro.experiment.stage import costs_of
 from repro.grid import METHODS, trained_once
-from repro.methods.plan import equal_importance
 from repro.methods.train_once import _chain, check_shares, load_supernet
 from repro.methods.variants import compute_ratio
 from repro.models.cost import count_macs
 from repro.ofa.allocation import make_plan
+from repro.ofa.importance import equal_importance
 from repro.ofa.pipes import pipes_of
 from repro.ofa.sampling_law import Law, Linear, Sandwich, check_law
 from repro.ofa.supernet import Supernet
@@ -134,7 +135,7 @@ def test_a_batch_is_never_shared_unevenly():
 def test_the_estimate_takes_the_shares_of_the_law(tiny, tmp_path):
     experiment = experiment_of(tiny, Smallest(), tmp_path)
     found = {stage.name: stage.pflop for stage in stages(experiment, plan_cells(experiment, ["own", "ofa"], None, [0]))}
-    macs, images = costs_of(experiment, tiny.allocation.rule).macs, tiny.ofa_training.steps * tiny.ofa_training.batch_size
+    macs, images = costs_of(experiment.config, tiny.allocation.rule).macs, tiny.ofa_training.steps * tiny.ofa_training.batch_size
     assert found["own_joint: training"] == pytest.approx(6 * macs[0.25] * images / 1e15)
     assert found["own_joint: training"] < found["ofa_joint: training"]
 
