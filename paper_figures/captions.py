@@ -1,6 +1,7 @@
 """The captions of the figures: every mark, bar, line and colour that a figure itself does not explain."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -80,6 +81,32 @@ def balance(grid: Grid) -> str:
         f"that {look_of(INDEPENDENT).label} trains alone (dashed: as good). Geometric means over seeds, bars of one standard error; points "
         "of one size are set side by side. A flat line serves all sizes alike; lower is better."
     )
+
+
+def interference(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the caption of the cosines between gradients."""
+    return (
+        "Cosine between the mean gradients of two sizes on the weights that the smaller one holds: 1 where they ask for the same, 0 where "
+        f"they have nothing to do with each other, below 0 where they fight. Of {runs[0]['batches']} batches of {runs[0]['batch_size']} "
+        "training images under the training's own loss, freed of their noise by products of two halves. Left: all layers, at the base and "
+        f"along the joint run, mean and range of {_seeds(runs)}. Right: the largest and the smallest size, each layer in order; "
+        "hollow at the base, filled at the end. A layer whose gradient the noise hides is left out; one that noise carries beyond 1 is "
+        "drawn at the edge."
+    )
+
+
+def swaps(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the caption of the exchanged weights."""
+    return (
+        "Which weights the largest size pays with: its validation loss against the base's. Dashed: after the joint run. Coloured bars: "
+        "after it, with one group of weights given back to what it was in the base. Grey bars: the base, with that one group taken over "
+        f"from the joint run. Mean of {_seeds(runs)}, bars from the least to the most. The loss is weighted uniformly, on images that "
+        "nothing was trained on."
+    )
+
+
+def _seeds(runs: Sequence[Mapping[str, Any]]) -> str:
+    return f"{len(runs)} seed{'s' * (len(runs) > 1)}"
 
 
 def quality_vs_cost(grid: Grid) -> str:

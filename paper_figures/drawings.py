@@ -14,6 +14,7 @@ from paper_figures.curves import Curves
 from paper_figures.evidence import Grid
 from paper_figures.evidence_plots import ablations, balance, quality_vs_cost
 from paper_figures.house_style import COLUMN, METADATA, PAGE, house_style, save_figure
+from paper_figures.interference_plots import interference, measured, swaps
 from paper_figures.overhead_plot import overhead
 from paper_figures.plots import ASK_FOR_RUN, fid_vs_macs, fid_vs_params
 from paper_figures.published import Published
@@ -22,7 +23,7 @@ from paper_figures.tables import metrics_of, results_table
 from repro.experiment.records import Record
 from repro.files.writing import write_atomically
 
-EVIDENCE = ("ablations", "balance", "quality_vs_cost", "curves")
+EVIDENCE = ("ablations", "balance", "quality_vs_cost", "curves", "interference", "swaps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,9 @@ def drawings_of(
     if Curves(grid).of:
         caption = captions.curves(grid, target)
         found["curves"] = Drawing(draw=lambda width: curves(grid, width, target=target), width=PAGE, caption=caption)
+    if runs := measured(records):
+        found["interference"] = Drawing(draw=lambda width: interference(runs, width), width=PAGE, caption=captions.interference(runs))
+        found["swaps"] = Drawing(draw=lambda width: swaps(runs, width), width=PAGE, caption=captions.swaps(runs))
     return found
 
 

@@ -62,6 +62,12 @@ def _networks(module: str, function: str) -> Networks:
     return networks
 
 
+def _interference(experiment: Experiment, cell: Cell, weights: "Mapping[str, Tensor] | None", swaps: bool) -> dict[str, Any]:
+    from repro.methods.interference import interference_of
+
+    return interference_of(experiment, cell, weights, swaps)
+
+
 def _reported(config: Config) -> tuple[float, ...]:
     return config.sizes.reported
 
@@ -121,6 +127,7 @@ def trained_once(name: str, summary: str, variant: Variant | None = None, law: L
         budget=lambda _config: "ofa_training",
         judged=False,
         networks=_networks("repro.methods.train_once", "networks_of_all"),
+        interference=_interference,
         rule=_allocated,
         work=formula4_work,
         variant=variant,

@@ -15,6 +15,7 @@ from repro.experiment.artefacts import is_made
 from repro.experiment.cells import Cell, Experiment, base_cell, state_of
 from repro.experiment.stage import CHECKPOINT_TENSORS, GB, Costs, Stage, costs_of, training_stage, weights_gb
 from repro.metrics.metric import Metric
+from repro.models.flop import train_pflop
 
 CIFAR10_GB = 0.171
 IMAGES = {"digits": 1797, "cifar10": 50_000}
@@ -124,6 +125,12 @@ def _curves(experiment: Experiment, cells: list[Cell], costs: Costs) -> list[Sta
         pflop=samples.pflop + sum(2 * costs.macs[size] * passes / 1e15 for size in drawn),
         passing_gb=samples.passing_gb + kept,
     )
+    if curves.interference and experiment.method_of(cells[0]).interference:  # a forward and a backward pass of every size
+        seen = len(cells) * (len(steps) + 1) * curves.interference * settings.batch_size
+        work = sum(train_pflop(costs.macs[size], seen) for size in experiment.config.sizes.trained)
+        judged = dataclasses.replace(
+            judged, pflop=judged.pflop + work, passes=judged.passes + 3 * seen * len(experiment.config.sizes.trained)
+        )
     if not curves.cooldown:
         return [judged]
     branches = dataclasses.replace(settings, steps=max(1, round(curves.cooldown * sum(steps))), cooldown=0.0)

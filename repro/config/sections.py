@@ -447,6 +447,8 @@ class Curves:
         metric_points: How many of them, the last ones, are judged by the metric too, and not only by the validation loss.
         samples: Images that are drawn for that from each network, by the first of the sampling seeds.
         triples: How many fixed (image, noise, noise level) the validation loss is the mean over; the images are held-out ones.
+        interference: How many batches the gradients of the sizes of a joint training are compared on, at each point and at the base; 0
+            compares none.
         cooldown: A point is the end of a short branch in which the rate falls to 0, this share of the images so far; 0 has no branches.
     """
 
@@ -456,8 +458,11 @@ class Curves:
     samples: int = 10_000
     triples: int = 4096
     cooldown: float = 0.0
+    interference: int = added(0)
 
     def __post_init__(self) -> None:
+        even = 0 <= self.interference <= MOST_STEPS and self.interference % 2 == 0
+        check("interference", even, "must be an even number of batches, half of them for each of two gradients, or 0")
         check("points", 2 <= self.points <= MOST_POINTS, f"must lie in [2, {MOST_POINTS}]")
         check("span", 1 < self.span < math.inf, "must be more than 1")
         check("metric_points", 0 <= self.metric_points <= self.points, f"must lie in [0, {self.points}], of all points")

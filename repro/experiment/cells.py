@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from repro.runtime.progress import CellProgress
 
 Networks = Callable[["Experiment", "Cell", Mapping[str, "Tensor"]], Mapping[float, "nn.Module"]]
+Interference = Callable[["Experiment", "Cell", "Mapping[str, Tensor] | None", bool], dict[str, Any]]
 ImagesKey = tuple[Data, tuple[int, int, int], Places]  # what determines the training images
 BASE = "base"  # the method that everything starts from
 ROUNDED = 5e-3  # the most that a size typed with two or more decimals differs from the one meant
@@ -116,6 +117,8 @@ class Method:
         judged: Whether its product has a quality.
         networks: Where its training is judged on its way, the networks of a snapshot by size, given the experiment, the cell and the
             snapshot's weights. None where it is not.
+        interference: Where its training serves several sizes, how these interfere at a point of its way, given the experiment, the cell,
+            the snapshot's weights (None for the base) and whether weights are swapped, too. None where it does not.
         pixels: Where it makes images in place of a network: how many of them are judged, given the section `evaluation` and the images
             of the reference. None where it makes a network.
         rule: The allocation rule by which its networks count, before any has been made; `uniform` is near what pruning of whole networks
@@ -135,6 +138,7 @@ class Method:
     budget: Callable[[Config], str] = lambda _config: ""
     judged: bool = True
     networks: "Networks | None" = None
+    interference: "Interference | None" = None
     pixels: Callable[[Evaluation, int], int] | None = None
     rule: Callable[[Config], str] = lambda _config: "uniform"
     work: Callable[["Experiment", Sequence[Cell], Costs], list[Stage]] = training_work

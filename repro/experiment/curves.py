@@ -15,7 +15,7 @@ from repro.diffusion.formulation import image_losses, predictor
 from repro.errors import ReproError
 from repro.experiment import evaluate
 from repro.experiment.artefacts import Manifest, inputs_of
-from repro.experiment.cells import Cell, Experiment, Networks
+from repro.experiment.cells import Cell, Experiment, Method
 from repro.runtime import distributed, gpu
 from repro.runtime.clock import Clock, training_overhead
 from repro.runtime.precision import autocast, laid_out
@@ -29,14 +29,14 @@ BRANCHES = "branches"
 MOST_BATCH = 256  # of the validation loss
 
 
-def judge_curves(experiment: Experiment, networks: Networks, cell: Cell, made: Manifest, report: CellProgress) -> dict[str, Any]:
+def judge_curves(experiment: Experiment, method: Method, cell: Cell, made: Manifest, report: CellProgress) -> dict[str, Any]:
     """Judges every snapshot of a training, and returns what a record says of them.
 
     A snapshot that has been judged gives way to what was found, so a run that was killed goes on with the next.
 
     Args:
         experiment: The configuration and its folders.
-        networks: The networks of a snapshot by size.
+        method: The cell's method, which makes the networks of a snapshot.
         cell: The cell of the training.
         made: Its manifest.
         report: The cell's bar.
@@ -46,17 +46,19 @@ def judge_curves(experiment: Experiment, networks: Networks, cell: Cell, made: M
     """
     curves, folder = experiment.config.curves, experiment.folder(cell)
     assert curves is not None, cell.name
+    assert method.networks is not None, cell.name
+    measured = method.interference if curves.interference else None
     assert made.training is not None, cell.name
     steps = curves.steps(made.training["steps"])
     run, inputs = experiment.identity(cell), inputs_of(experiment, cell)
     by_metric = steps[max(0, len(steps) - curves.metric_points) :]
-    points, told = [], None
+    points, interference, told = [], list[dict[str, Any]](), None
     for index, step in enumerate(steps):
         report.stage(f"point {index + 1} of {len(steps)}")
         weights, about = snapshots.read(folder, step, run, inputs)
         if not distributed.gather("sizes" in about)[0]:  # which all have read before it is closed
             found: dict[str, dict[str, Any]] = {}
-            for size, extracted in networks(experiment, cell, weights).items():
+            for size, extracted in method.networks(experiment, cell, weights).items():
                 network = laid_out(extracted.to(distributed.device()), experiment.config.compute, distributed.device()).eval()
                 found[size_text(size)] = {"validation_loss": validation_loss(experiment, network)}
                 if step in by_metric:
@@ -65,15 +67,26 @@ def judge_curves(experiment: Experiment, networks: Networks, cell: Cell, made: M
                     told = about_metric(quality)
                     found[size_text(size)]["value"] = quality.get("mean")
             about |= {"sizes": found, "metric": told}
+            if measured:
+                report.stage(f"interference at point {index + 1} of {len(steps)}")
+                about["interference"] = measured(experiment, cell, weights, step == steps[-1])
+                about["before"] = measured(experiment, cell, None, False) if index == 0 else None
             if distributed.rank() == 0:
                 snapshots.close(folder, step, run, inputs, about)
             distributed.wait_for_all()
         told = about.pop("metric", None)
+        interference += [{"step": 0, "images": 0} | before] if (before := about.pop("before", None)) else []
+        if there := about.pop("interference", None):
+            interference.append({"step": step, "images": about["images"]} | there)
         points.append({"step": step} | about)
         for size, values in about["sizes"].items():
             known = {f"curve/{size}/{name}": value for name, value in values.items() if value is not None}
             report.watch.scalars(known, about["images"])
-    return {"validation": about_validation(experiment), "metric": told, "cooldown": curves.cooldown, "points": points}
+    judged = {"validation": about_validation(experiment), "metric": told, "cooldown": curves.cooldown, "points": points}
+    if interference:
+        batches = {"batches": curves.interference, "batch_size": made.training["batch_size"]}
+        judged["interference"] = batches | {"swaps": interference[-1].pop("swaps"), "points": interference}
+    return judged
 
 
 def validation_loss(experiment: Experiment, network: nn.Module) -> float:

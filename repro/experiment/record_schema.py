@@ -137,6 +137,40 @@ class Point(Struct):
     sizes: dict[Text, Judged]
 
 
+class Agreement(Struct):
+    """How the sizes' gradients agree at a point: size -> norm, pair of sizes -> layer -> cosine; null where noise hides a gradient."""
+
+    step: Count
+    images: Count
+    norms: dict[Text, Positive | None]
+    cosines: dict[Text, dict[Text, Annotated[float, Meta(ge=-MOST, le=MOST)] | None]]
+
+
+class Swapped(Struct):
+    """What a group of weights did to the largest size's loss: given back to the base's, and alone taken over into the base."""
+
+    params: Count
+    given_back: Positive
+    taken_over: Positive
+
+
+class Swaps(Struct):
+    """The largest size's validation loss before and after a joint training, and with groups of weights exchanged."""
+
+    before: Positive
+    after: Positive
+    groups: dict[Text, Swapped]
+
+
+class Interference(Struct):
+    """How the sizes of a joint training interfere, from the base on."""
+
+    batches: Annotated[int, Meta(ge=2)]
+    batch_size: Annotated[int, Meta(ge=1)]
+    points: Annotated[list[Agreement], Meta(min_length=1)]
+    swaps: Swaps
+
+
 class Curves(Struct):
     """A training judged on its way."""
 
@@ -144,6 +178,7 @@ class Curves(Struct):
     validation: Reference
     metric: Scale | None = None
     cooldown: Amount | None = None
+    interference: Interference | None = None
 
 
 class Samples(Struct):

@@ -344,7 +344,7 @@ def _judge(experiment: Experiment, method: Method, cell: Cell, product: Product,
         check_size(experiment, cell, product.model, made)
         parts["size"] = {"realised": product.realised} | size_of_network(experiment, product.model)
     if experiment.config.curves and method.networks:
-        parts["curves"] = judge_curves(experiment, method.networks, cell, made, report)
+        parts["curves"] = judge_curves(experiment, method, cell, made, report)
     if not method.judged:
         return parts
     if product.pixels is not None:

@@ -100,6 +100,15 @@ class Supernet(nn.Module):
                 holder[leaf] = tensors[name]
         return subnet.train(self.training)
 
+    def held(self, size: float) -> dict[str, Tensor]:
+        """Returns which elements of every shared parameter a size computes with: bool, of the parameter's shape, by name."""
+        shared = dict(self.base.named_parameters())
+        with torch.enable_grad():
+            gathered = self._gather(*self._kept(size))
+            total = torch.stack([gathered[name].sum() for name in shared]).sum()
+            touched = torch.autograd.grad(total, list(shared.values()))
+        return {name: gradient != 0 for name, gradient in zip(shared, touched, strict=True)}
+
     def _kept(self, size: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Returns the kept channels of every pipe at a size, and where each channel of the base lies among them."""
         (kept, places), held = self._buffer_names[size], dict[str, Any](self._buffers)

@@ -198,6 +198,33 @@ def test_two_ranks_judge_what_one_does(judged, tmp_path):
                 assert mine["sizes"][size].get("value", 1.0) == pytest.approx(one["sizes"][size].get("value", 1.0), rel=0.02)
 
 
+def test_a_joint_run_says_how_its_sizes_interfere_and_is_not_changed_by_it(plain, tmp_path):
+    measured = made(tmp_path, *CURVES, "curves.interference=4")
+    ours, theirs = weights(measured), weights(plain)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name][key]) for name, tensors in ours.items() for key, tensor in tensors.items())
+    found = records(measured)
+    assert {name for name, record in found.items() if "interference" in record.get("curves", {})} == {
+        "ofa_joint-seed0",
+        "ofa_half_joint-seed0",
+    }
+    told = found["ofa_joint-seed0"]["curves"]["interference"]
+    assert (told["batches"], told["batch_size"]) == (4, 16)
+    assert [(point["step"], point["images"]) for point in told["points"]] == [(0, 0), (2, 32), (4, 64), (8, 128)]
+    pairs = {"0.75,1", "0.5,1", "0.25,1", "0.5,0.75", "0.25,0.75", "0.25,0.5"}
+    model = load_denoiser(measured / "runs" / "tiny" / "base-1-seed0" / "model", load_config(str(TINY)).denoiser)
+    layers = {"all", *(name.rpartition(".")[0] for name, _ in model.named_parameters())}
+    for point in told["points"]:
+        assert point["cosines"].keys() == pairs and all(of.keys() == layers for of in point["cosines"].values())
+    assert found["ofa_half_joint-seed0"]["curves"]["interference"]["points"][0] == told["points"][0]  # at the base, on the same batches
+    swaps = told["swaps"]
+    assert sum(group["params"] for group in swaps["groups"].values()) == found["base-1-seed0"]["size"]["params"]
+    assert swaps["after"] == found["ofa_joint-seed0"]["curves"]["points"][-1]["sizes"]["1"]["validation_loss"]
+    assert swaps["before"] != swaps["after"]
+    again = run(tmp_path, *CURVES, "curves.interference=4")
+    assert again.returncode == 0 and "done already" in again.stdout
+
+
 def flipped(folder):
     path = folder / "step-000000004.safetensors"
     content = bytearray(path.read_bytes())
