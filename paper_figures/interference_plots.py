@@ -57,7 +57,7 @@ def _draw_along(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
         least, most = ([end(at[place]) for place in shown] for end in (min, max))
         axes.fill_between(shown, least, most, color=colour, alpha=0.15, linewidth=0)
     axes.axhline(0, color="#444444", linewidth=0.8)
-    axes.set_xticks(places, ["base", *(f"{count / 1000:,.3g}k" for count in images[1:])])
+    axes.set_xticks(places, ["base", *map(_thousands, images[1:])])
     axes.set(xlabel="Images of the joint run", ylabel="Cosine between mean gradients", title="All layers")
     axes.legend(title="Sizes", ncols=2, loc="best")
 
@@ -139,3 +139,7 @@ def swaps(runs: Sequence[Mapping[str, Any]], width: float = PAGE) -> Figure:
 def _percent(run: Mapping[str, Any], loss: float) -> float:
     """Returns how far a loss lies above the base's, in %."""
     return float(100 * (loss / run["swaps"]["before"] - 1))
+
+
+def _thousands(count: int) -> str:
+    return f"{count / 1000:,.3g}k" if count >= 1000 else f"{count}"

@@ -27,7 +27,7 @@ from repro.experiment.cells import (
 )
 from repro.experiment.record_checks import CLOSE, training_pflop
 from repro.experiment.records import REMEDY, Record, read_records, record_path
-from repro.methods.variants import FINETUNED, METHOD, TRAINED_ALONE, TRAINED_ONCE
+from repro.methods.variants import FINETUNED, METHOD, TRAINED_ALONE, TRAINED_APART, TRAINED_ONCE
 from repro.methods.work import diff_pruning_work, formula4_work
 from repro.ofa.sampling_law import Law
 from repro.runtime.clock import Clock
@@ -99,10 +99,10 @@ def _title(variant: Variant) -> str:
 
 
 def _varied(sizes: Callable[[Config], tuple[Any, ...]], variant: Variant | None) -> Callable[[Config], tuple[Any, ...]]:
-    """Returns the sizes of a variant's cells: none where the configuration has its values already."""
+    """Returns the sizes of a variant's cells, under its own configuration: none where that is the one that it varies."""
     if variant is None:
         return sizes
-    return lambda config: sizes(config) if changed(config, variant.changes(config)) != config else ()
+    return lambda config: sizes(varied) if (varied := changed(config, variant.changes(config))) != config else ()
 
 
 def trained_once(name: str, summary: str, variant: Variant | None = None, law: Law | None = None) -> list[Method]:
@@ -144,6 +144,21 @@ def trained_once(name: str, summary: str, variant: Variant | None = None, law: L
         variant=variant,
     )
     return [joint, subnets]
+
+
+def finetuned(name: str, variant: Variant, joint: str) -> Method:
+    """Returns a method that trains every size further, alone, after its extraction from the supernet of the method `joint`."""
+    return Method(
+        name=name,
+        summary=_title(variant),
+        sizes=_varied(_reported, variant) if joint == name else _reported,
+        make=_maker("repro.methods.train_once", "make_finetuned", joint),
+        needs=lambda _config, cell: (joint_cell(cell, joint),),
+        delivered_by=lambda cell: (joint_cell(cell, joint),),
+        budget=lambda _config: "finetuning",
+        rule=_allocated,
+        variant=variant,
+    )
 
 
 def trained_alone(
@@ -245,16 +260,11 @@ THE_METHOD = trained_once("ofa", "OFA-Diffusion")
 BASELINES = [method for recipe, summary in RECIPES.items() for method in trained_alone(recipe, recipe, summary)]
 VARIANTS = [
     *(method for name, variant in TRAINED_ONCE.items() for method in trained_once(name, _title(variant), variant)),
-    Method(
-        name="ofa_finetuned",
-        summary=_title(FINETUNED),
-        sizes=_reported,
-        make=_maker("repro.methods.train_once", "make_finetuned"),
-        needs=lambda _config, cell: (joint_cell(cell),),
-        delivered_by=lambda cell: (joint_cell(cell),),
-        budget=lambda _config: "finetuning",
-        rule=_allocated,
-        variant=FINETUNED,
+    finetuned("ofa_finetuned", FINETUNED, "ofa"),
+    *(
+        method
+        for name, variant in TRAINED_APART.items()
+        for method in (trained_once(name, _title(variant), variant)[0], finetuned(name, variant, name))
     ),
     *(method for name, variant in TRAINED_ALONE.items() for method in trained_alone(name, variant.of, _title(variant), variant)),
 ]

@@ -193,9 +193,9 @@ def networks_of_all(experiment: Experiment, cell: Cell, weights: Mapping[str, Te
     return {size: supernet.extract(size) for size in experiment.config.sizes.reported}
 
 
-def make_finetuned(experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress) -> Product:
-    """Extracts a size from OFA's trained supernet and trains it on, alone."""
-    supernet = load_supernet(experiment, joint_cell(cell))
+def make_finetuned(method: str, experiment: Experiment, cell: Cell, clock: Clock, report: CellProgress) -> Product:
+    """Extracts a size from the trained supernet of a method and trains it on, alone."""
+    supernet = load_supernet(experiment, joint_cell(cell, method))
     model = extracted(supernet, cell)
     settings = experiment.config.finetuning
     set_dropout(model, settings.dropout)

@@ -61,6 +61,27 @@ def _scaled(steps: int, config: Config, *, of_joint: bool) -> int:
     return max(1, round(steps * factor))
 
 
+def _below(config: Config) -> Mapping[str, Any]:
+    """Leaves size 1 out, trained and reported: the base itself is that. Changes nothing where there is no other size."""
+    sizes = {f"sizes.{key}": tuple(size for size in getattr(config.sizes, key) if size < 1) for key in ("reported", "trained")}
+    return sizes if all(sizes.values()) else {}
+
+
+def _then_apart(share: float) -> Callable[[Config], Mapping[str, Any]]:
+    """Returns a joint run cut short, and private runs of all reported sizes that spend the rest of its compute, as many images each."""
+
+    def changes(config: Config) -> Mapping[str, Any]:
+        _, joint, _, _ = compute(config)
+        macs = costs_of(config, config.allocation.rule).macs
+        images = share * joint / sum(macs[size] for size in config.sizes.reported)
+        return {
+            "ofa_training.steps": max(1, round((1 - share) * config.ofa_training.steps)),
+            "finetuning.steps": max(1, round(images / config.finetuning.batch_size)),
+        }
+
+    return changes
+
+
 def _set(**values: Any) -> Callable[[Config], Mapping[str, Any]]:
     """Returns fixed changes; `section__key` stands for `section.key`."""
     return lambda _config: {key.replace("__", "."): value for key, value in values.items()}
@@ -85,6 +106,7 @@ TRAINED_ONCE = {
         "open, four times the steps",
         lambda config: {"sizes.candidates": "open", "compute.compile": False, "ofa_training.steps": 4 * config.ofa_training.steps},
     ),
+    "ofa_below": _ofa("candidate set", "without size 1, which is the base itself", _below),
     "ofa_formula5": _ofa("allocation", "formula5", _set(allocation__rule="formula5")),
     "ofa_uniform": _ofa("allocation", "uniform", _set(allocation__rule="uniform")),
     "ofa_magnitude": _ofa("ranking", "magnitude", _set(allocation__ranking="magnitude")),
@@ -125,5 +147,10 @@ TRAINED_ALONE = {
         label="averaged over normalisation groups, norms unscored",
         changes=_set(pruning__channels="averaged"),
     ),
+}
+# Each has a shorter joint run of its own, after which every size is trained alone; together they take the compute of one joint run.
+TRAINED_APART = {
+    f"ofa_apart_{round(100 * share)}": _ofa("joint, then apart", f"{share:.0%} of the compute apart", _then_apart(share))
+    for share in (0.25, 0.5, 0.75)
 }
 FINETUNED = _ofa("fine-tune", "each size after its extraction", _set())

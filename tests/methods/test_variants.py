@@ -253,6 +253,24 @@ def test_every_ablation_but_a_fine_tune_differs_from_its_default_on_digits():
         assert method.sizes(config)
 
 
+@pytest.mark.parametrize(("name", "share"), [("ofa_apart_25", 0.25), ("ofa_apart_50", 0.5), ("ofa_apart_75", 0.75)])
+def test_a_joint_run_and_what_follows_it_apart_take_the_compute_of_one_joint_run(name, share):
+    config = load_config("digits")
+    mine = METHODS[name].config(config)
+    _, _, planned = macs_by_hand(config)
+    joint = sum(part * macs for part, macs in zip((1 / 8, 5 / 24, 7 / 24, 3 / 8), planned, strict=True))
+    whole = config.ofa_training.steps * joint
+    assert mine.ofa_training.steps == (1 - share) * config.ofa_training.steps
+    assert mine.finetuning.steps * sum(planned) == pytest.approx(share * whole, rel=0.02)
+    assert mine.ofa_training.steps * joint + mine.finetuning.steps * sum(planned) == pytest.approx(whole, rel=0.01)
+
+
+def test_size_1_alone_leaves_nothing_below_it():
+    config = load_config("digits", ["sizes.trained=[1.0]", "sizes.reported=[1.0]"])
+    assert METHODS["ofa_below"].config(config) == config and not METHODS["ofa_below"].sizes(config)
+    assert METHODS["ofa_below"].sizes(load_config("digits")) == (0.75, 0.5, 0.25)
+
+
 @pytest.mark.parametrize("count", [5, 28])
 def test_a_chain_holds_a_third_once(count):
     config = load_config("digits")
@@ -362,7 +380,7 @@ def words(methods):
     return "run", "--config", TINY, "--methods", methods, "--sizes", "0.5", "--results", "results", "--runs", "runs"
 
 
-RUN = "ofa,ofa_open,ofa_sandwich,ofa_weighted,ofa_regroup,ofa_distilled,ofa_finetuned,slimmable,diff_pruning_short"
+RUN = "ofa,ofa_open,ofa_sandwich,ofa_weighted,ofa_regroup,ofa_distilled,ofa_finetuned,ofa_below,ofa_apart_50,slimmable,diff_pruning_short"
 
 
 @pytest.fixture(scope="module")
@@ -392,7 +410,8 @@ def test_records_say_what_was_varied_and_under_which_configuration(flow, tiny):
 @pytest.mark.slow
 def test_every_joint_run_costs_as_many_images(flow):
     joint = {name: record["training"] for name, record in flow.records.items() if "_joint" in name}
-    assert len(joint) == 8 - 1  # a fine-tune has none of its own
+    assert len(joint) == 10 - 1  # a fine-tune has none of its own
+    assert joint.pop("ofa_apart_50_joint-seed0")["images"] == 4 * 16  # the rest of its compute is spent apart
     assert {training["images"] for training in joint.values()} == {8 * 16}
     assert len({training["final_loss"] for training in joint.values()}) == len(joint)  # each of them trains otherwise
     assert joint["ofa_distilled_joint-seed0"]["train_pflop"] > joint["ofa_joint-seed0"]["train_pflop"]
@@ -408,6 +427,24 @@ def test_a_fine_tuned_size_pays_for_the_joint_run_and_for_itself(flow):
 
 
 @pytest.mark.slow
+def test_a_run_that_is_joint_then_apart_pays_for_both_and_starts_its_sizes_from_its_own_joint_run(flow, tiny):
+    record, joint = flow.records["ofa_apart_50-0.5-seed0"], flow.records["ofa_apart_50_joint-seed0"]
+    config = METHODS["ofa_apart_50"].config(tiny)
+    assert record["delivered_by"] == ["ofa_apart_50_joint-seed0"]
+    assert (joint["training"]["steps"], record["training"]["steps"]) == (config.ofa_training.steps, config.finetuning.steps)
+    assert record["made"]["inputs"].keys() == {"ofa_apart_50_joint-seed0"}
+    assert record["size"]["params"] == flow.records["ofa-0.5-seed0"]["size"]["params"]
+
+
+@pytest.mark.slow
+def test_a_joint_run_below_size_1_trains_the_others_alone(flow, tiny):
+    joint = flow.records["ofa_below_joint-seed0"]["training"]
+    assert joint["train_pflop"] < flow.records["ofa_joint-seed0"]["training"]["train_pflop"]
+    assert flow.records["ofa_below-0.5-seed0"]["size"] == flow.records["ofa-0.5-seed0"]["size"]
+    assert METHODS["ofa_below"].sizes(tiny) == (0.5,) and METHODS["ofa_below"].config(tiny).sizes.trained == (0.75, 0.5, 0.25)
+
+
+@pytest.mark.slow
 def test_a_variant_that_scores_as_its_method_does_shares_the_gradient_pass(flow):
     assert [name for name in flow.records if "scores" in name] == ["diff_pruning_scores-seed0"]
     assert flow.records["diff_pruning_short-0.5-seed0"]["delivered_by"] == ["diff_pruning_scores-seed0"]
@@ -417,7 +454,7 @@ def test_a_variant_that_scores_as_its_method_does_shares_the_gradient_pass(flow)
 def test_running_again_skips_every_variant(flow):
     done = repro(*words(RUN), cwd=flow.folder)
     assert done.returncode == 0
-    assert "18 of 18 cells are done already and skipped" in done.stdout
+    assert "22 of 22 cells are done already and skipped" in done.stdout
 
 
 @pytest.mark.slow
