@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from paper_figures.house_style import PAGE, WIDE
+from paper_figures.house_style import PAGE, WIDE, legend_columns
 from paper_figures.methods import look_of
 from repro.experiment.records import Record
 
@@ -36,6 +36,8 @@ def interference(runs: Sequence[Mapping[str, Any]], width: float = PAGE) -> Figu
     along, by_layer = figure.subplots(rows, columns, squeeze=False).flat
     _draw_along(along, runs)
     _draw_layers(by_layer, runs)
+    handles, labels = along.get_legend_handles_labels()
+    figure.legend(handles, labels, title="Sizes", loc="outside upper center", ncols=legend_columns(labels, width))
     return figure
 
 
@@ -55,11 +57,10 @@ def _draw_along(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
             label=pair.replace(",", " and "),
         )
         least, most = ([end(at[place]) for place in shown] for end in (min, max))
-        axes.fill_between(shown, least, most, color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(shown, least, most, color=colour, alpha=0.08, linewidth=0)
     axes.axhline(0, color="#444444", linewidth=0.8)
     axes.set_xticks(places, ["base", *map(_thousands, images[1:])])
     axes.set(xlabel="Images of the joint run", ylabel="Cosine between mean gradients", title="All layers")
-    axes.legend(title="Sizes", ncols=2, loc="best")
 
 
 def _draw_layers(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
@@ -91,7 +92,7 @@ def _name_blocks(axes: Axes, layers: Sequence[str]) -> None:
     blocks: dict[str, list[int]] = {}
     for number, layer in enumerate(layers):
         blocks.setdefault(_block(layer), []).append(number)
-    axes.set_xticks([statistics.fmean(numbers) for numbers in blocks.values()], list(blocks), rotation=40, ha="right")
+    axes.set_xticks([statistics.fmean(numbers) for numbers in blocks.values()], list(blocks), rotation=90)
     axes.tick_params(axis="x", length=0)
     for numbers in list(blocks.values())[1:]:
         axes.axvline(min(numbers) - 0.5, color="#BBBBBB", linewidth=0.6)
@@ -131,7 +132,7 @@ def swaps(runs: Sequence[Mapping[str, Any]], width: float = PAGE) -> Figure:
     shares = [runs[0]["swaps"]["groups"][group]["params"] for group in groups]
     axes.set_yticks(range(len(groups)), [f"{group}, {share / sum(shares):.0%}" for group, share in zip(groups, shares, strict=True)])
     axes.invert_yaxis()
-    axes.set(xlabel="Validation loss of the largest size against the base's, %", ylabel="Group of weights, share of parameters")
+    axes.set(xlabel="Validation loss against the base's, %", ylabel="Group of weights, its share")
     figure.legend(loc="outside upper center", ncols=3 if width >= WIDE else 1)
     return figure
 

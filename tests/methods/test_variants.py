@@ -403,7 +403,7 @@ def test_records_say_what_was_varied_and_under_which_configuration(flow, tiny):
             assert record["variant"] is None
         else:
             assert (record["variant"]["of"], record["variant"]["factor"]) == (method.variant.of, method.variant.factor)
-            assert record["variant"]["changes"] == dict(method.variant.changes(tiny))
+            assert record["variant"]["changes"] == json.loads(json.dumps(method.variant.changes(tiny)))
     assert flow.records["ofa_open-0.5-seed0"]["delivered_by"] == ["ofa_open_joint-seed0"]
 
 
