@@ -132,7 +132,8 @@ def swaps(runs: Sequence[Mapping[str, Any]], width: float = PAGE) -> Figure:
     shares = [runs[0]["swaps"]["groups"][group]["params"] for group in groups]
     axes.set_yticks(range(len(groups)), [f"{group}, {share / sum(shares):.0%}" for group, share in zip(groups, shares, strict=True)])
     axes.invert_yaxis()
-    axes.set(xlabel="Validation loss against the base's, %", ylabel="Group of weights, its share")
+    axes.set_ylabel("Group of weights, its share")
+    figure.supxlabel("Largest size's loss above the base's, %")
     figure.legend(loc="outside upper center", ncols=3 if width >= WIDE else 1)
     return figure
 
