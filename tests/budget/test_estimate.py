@@ -419,7 +419,7 @@ def test_duration_has_a_unit_that_suits_it(hours, text):
 CURVES = ("data.held_out=97", "curves.points=3", "curves.span=4", "curves.metric_points=2", "curves.samples=20", "curves.triples=64")
 
 
-def test_judging_trainings_on_their_way_is_counted(tmp_path):
+def test_judging_trainings_on_their_way_is_counted(tiny, tmp_path):
     def rows(*settings):
         return stages_of(load_config("tests/tiny.toml", list(settings)), tmp_path, names=["ofa"])
 
@@ -433,3 +433,10 @@ def test_judging_trainings_on_their_way_is_counted(tmp_path):
     extra = branched["ofa_joint: cool-downs"]
     assert extra.images == round(0.5 * (2 + 4 + 8)) * 16 and extra.kind == "training"
     assert extra.pflop == pytest.approx(branched["ofa_joint: training"].pflop * 7 / 8)
+    measured = rows(*CURVES, "curves.interference=8")
+    settings, macs = tiny.ofa_training, costs_of(tiny, "gradual").macs
+    gradients = 4 * 8 * settings.batch_size  # at three points and at the base
+    assert measured["ofa_joint: curves"].pflop - added.pflop == pytest.approx(
+        6 * gradients * sum(macs[size] for size in tiny.sizes.trained) / 1e15
+    )
+    assert measured["ofa_joint: training"] == curved["ofa_joint: training"]

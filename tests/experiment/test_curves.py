@@ -323,6 +323,7 @@ def test_a_falling_rate_ends_just_above_nothing():
         ([*CURVES, "curves.points=1"], r"curves.points: must lie in \[2, 64\]"),
         ([*CURVES, "curves.span=1"], r"curves.span: must be more than 1"),
         ([*CURVES, "curves.metric_points=4"], r"curves.metric_points: must lie in \[0, 3\]"),
+        ([*CURVES, "curves.interference=3"], r"curves.interference: must be an even number of batches"),
         ([*CURVES, "curves.cooldown=1.5"], r"curves.cooldown: must lie in \[0, 1\]"),
         ([*CURVES, "curves.sample=3"], r"unknown key 'curves.sample'; did you mean 'curves.samples'"),
         (["ofa_training.schedule=cosine", "ofa_training.cooldown=0.34"], r"cooldown: goes with schedule = 'constant'"),
