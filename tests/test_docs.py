@@ -47,6 +47,8 @@ LOCAL = "nox -s reproduce_digits"
 CHOOSE = "python -m repro choose --max-params 100k --out chosen --onnx"
 EXTRACT = "python -m repro extract --size 0.5 --out subnet"
 NO_GPU = "which has no GPU"
+INTERFERENCE = "python -m repro run --config digits_interference --methods ofa --seeds 0,1,2"
+MEASURED = words({"curves.points": 2, "curves.span": 2, "curves.triples": 16, "curves.interference": 2})
 CLUSTER = f"--config digits --results cluster/{{0}} --runs cluster/{{0}} --methods floor {DIGITS}"
 
 # command -> how it is run here, and how it then ends on a machine without a GPU; what is not in here runs as it is
@@ -124,6 +126,11 @@ TABLE = {
         after=("python spread.py run --sizes 0.5", "python cubic_law.py run", "python cut_alone.py run"), says="cubic"
     ),
     "python -m paper_figures --results results/local --experiment digits --width 3.25in": Small(after=(LOCAL,), says="captions.md"),
+    INTERFERENCE: Small(words=f"--seeds 0 --sizes 0.5 {DIGITS} {MEASURED}", says="ofa_joint-seed0"),
+    "python -m repro run --config digits_interference --methods diff_pruning --sizes 1 --seeds 0,1,2": Small(
+        words=f"--seeds 0 {DIGITS} {MEASURED}", after=(INTERFERENCE,), says="diff_pruning-1-seed0"
+    ),
+    "python -m paper_figures --experiment digits_interference": Small(after=(INTERFERENCE,), says="interference.pdf"),
     "nox -s bench -- --only memory": Small(words="--rounds 1 --steps 1", says="peak memory"),
 }
 
@@ -235,6 +242,8 @@ AS_A_WHOLE = {
         "curves.points.sizes",
         "curves.metric",
         "curves.validation",
+        "curves.interference.points",
+        "curves.interference.swaps",
     ),
 }
 COMMITTED = (
