@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from paper_figures.cells import Cell
-from paper_figures.curves import Bounded, Curves, interval_of
+from paper_figures.curves import Bounded, Curves, curves_in, interval_of
 from paper_figures.evidence import UNDECIDED, Grid, check_machine, interval, percent, verdict
 from paper_figures.methods import INDEPENDENT
 
@@ -169,14 +169,14 @@ def _time(key: str, says: str, measure: str, found: Callable[[Curves], list[Boun
         key=key,
         says=says,
         measure=measure,
-        values=lambda grid: [each.observed for each in found(Curves(grid))],
+        values=lambda grid: [each.observed for each in found(curves_in(grid))],
         scale=math.exp,
         side="below",
         boundary=1.0,
         unit="x",
-        cells=lambda grid: cells(Curves(grid)),
+        cells=lambda grid: cells(curves_in(grid)),
         reads="curves.points",
-        bounds=lambda grid: found(Curves(grid)),
+        bounds=lambda grid: found(curves_in(grid)),
     )
 
 
