@@ -26,9 +26,10 @@ TITLES = {"device_hours": "Device-hours of the training", "images": "Images of t
 
 
 def curves(grid: Grid, width: float = PAGE, currency: str = "device_hours", target: float | None = None) -> Figure:
-    """Draws a panel for each size, of many for some: the metric over what had been taken, a line for each method, its band from the least to the most seed.
+    """Draws a panel for each size, of many for some: the metric over what had been taken.
 
-    The dashed line is the target or, where there is none, what the independent runs come to in the end, the geometric mean over seeds.
+    Each method has a line, and a band from the least to the most seed. The dashed line is the target or, where there is none, what the
+    independent runs come to in the end, the geometric mean over seeds.
 
     Args:
         grid: The judged cells.

@@ -128,7 +128,7 @@ def evidence(grid: Grid) -> tuple[list[Picture], list[str]]:
 
 
 def curves(cells: Sequence[Cell]) -> tuple[list[Picture], list[str]]:
-    """Draws the training loss, a figure for the runs that serve all sizes and one for each size, of many for some, that is trained alone."""
+    """Draws the training loss, a figure for the runs that serve all sizes, and for each size, of many for some, that is trained alone."""
     held = [cell for cell in cells if cell.done and cell.own and len(cell.curve) > 1]
     if not held:
         return [], [f"training curves: left out, no record holds one; {ASK_FOR_RUN}"]

@@ -93,7 +93,9 @@ def page(folder: Path, records: Sequence[Record], literature: Literature = NO_LI
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["said"] = _said
+    held = embedded(records)
     style, script = ((HERE / name).read_text() for name in ("style.css", "script.js"))
+    script += (HERE / "excerpt.js").read_text() if held.excerpt else ""
     context: dict[str, Any] = {
         "experiment": folder.resolve().name,
         "policy": POLICY.format(style=_hash(style), script=_hash(script)),
@@ -109,7 +111,7 @@ def page(folder: Path, records: Sequence[Record], literature: Literature = NO_LI
         "samples_missing": strips_missing,
         "training": _training(cells),
         "versions": _versions(records),
-        "embedded": embedded(records),
+        "embedded": held,
         "records": len(records),
     }
     template = environment.get_template("page.html")

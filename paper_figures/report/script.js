@@ -55,8 +55,7 @@ function described(record) {
   for (const [name, text] of Object.entries(facts(record))) {
     list.append(element("div", "", element("dt", name), element("dd", "", element(name === "Repeat it" ? "code" : "span", text))));
   }
-  const summary = store.excerpt ? `What this page holds of it; the whole record is ${record.cell.name}.json` : "The whole record";
-  const details = element("details", "", element("summary", summary));
+  const details = element("details", "", element("summary", "The whole record"));
   details.addEventListener("toggle", () => {
     if (details.open && details.children.length === 1) details.append(element("pre", JSON.stringify(whole(record), null, 2)));
   });
@@ -65,9 +64,7 @@ function described(record) {
 
 function recordDetails(name, reads) {
   const record = records.get(name);
-  const read = part(record, reads);
-  const value = store.excerpt && read === null ? "in its file" : shown(read);
-  const details = element("details", "", element("summary", "", element("code", name), element("span", value)));
+  const details = element("details", "", element("summary", "", element("code", name), element("span", shown(part(record, reads)))));
   details.dataset.record = name;
   details.addEventListener("toggle", () => {
     if (details.open && details.children.length === 1) details.append(...described(record));
@@ -87,9 +84,7 @@ function open(button) {
   const names = button.dataset.records.split(" ").filter((name) => records.has(name));
   document.getElementById("dialog-title").textContent = title;
   document.getElementById("dialog-number").textContent = button.textContent;
-  const more = Number(button.dataset.more ?? 0);
-  const count = names.length + more;
-  const from = count === 1 ? "1 record" : `${count} records${more ? `, of which the first ${names.length} follow` : ""}`;
+  const from = names.length === 1 ? "1 record" : `${names.length} records`;
   const how = cell ? heading.dataset.how : button.dataset.how;
   document.getElementById("dialog-how").textContent = button.dataset.source ?? `From ${from}, the key ${button.dataset.reads}: ${how}.`;
   document.getElementById("dialog-records").replaceChildren(...names.map((name) => recordDetails(name, button.dataset.reads)));

@@ -25,6 +25,7 @@ GRIDS = {
     "digits": "floor,noise,base,ofa,ofa_open,ofa_uniform,ofa_random,ofa_m1,diff_pruning,random",
     "digits_curves": "floor,noise,base,ofa,ofa_open,ofa_half,diff_pruning,random",
 }
+NAME = "digits"  # what records are made after where nothing else is asked for
 SMALLEST = 0.25
 SPREAD = 0.03  # of a quality over seeds, relative
 WIDER = 32  # times the widths of the committed networks, so that no two sizes round to the same
@@ -40,7 +41,7 @@ def words_of(sizes: Sequence[float]) -> list[str]:
     return [f"sizes.{key}={json.dumps(list(sizes))}" for key in ("trained", "reported")]
 
 
-def write_synthetic(results: Path, count: int, sizes: int, name: str = "digits") -> tuple[Path, int]:
+def write_synthetic(results: Path, count: int, sizes: int, name: str = NAME) -> tuple[Path, int]:
     """Writes records, and strips of samples for the first seed, of a grid of whole seeds.
 
     Args:
@@ -55,7 +56,9 @@ def write_synthetic(results: Path, count: int, sizes: int, name: str = "digits")
     folder = results / name
     (folder / "samples").mkdir(parents=True)
     config = load_config(name, words_of(sizes_of(sizes)))
-    experiment = Experiment(config=config, source="--config synthetic", results=folder, runs=folder, methods=METHODS, places=Places(cache=folder))
+    experiment = Experiment(
+        config=config, source="--config synthetic", results=folder, runs=folder, methods=METHODS, places=Places(cache=folder)
+    )
     of_a_seed = plan_cells(experiment, GRIDS[name].split(","), None, [0])
     seeds = max(1, count // len(of_a_seed))
     for cell in plan_cells(experiment, GRIDS[name].split(","), None, list(range(seeds))):
@@ -128,12 +131,15 @@ def _vary_cost(record: Record, stream: random.Random) -> None:
     factor, cost, training = stream.uniform(0.9, 1.1), record["cost"], record.get("training")
     cost["phases_device_hours"] = {phase: hours * factor for phase, hours in cost["phases_device_hours"].items()}
     cost["device_hours"] = training_overhead(cost["phases_device_hours"])
-    cost["busy"] = None  # what is timed on a busy machine decides no claim
+    if cost.get("busy"):
+        cost["busy"]["marked"] = False  # what is timed on a busy machine decides no claim
     work = training_pflop(record)
     more = work / training["train_pflop"] if training and work else 1.0
     if training:
         training["train_pflop"] *= more
-        training["curve"] = [[step, loss * stream.uniform(0.98, 1.02)] for step, loss in training.get("curve") or ()]
+        training |= (
+            {"curve": [[step, loss * stream.uniform(0.98, 1.02)] for step, loss in curve]} if (curve := training.get("curve")) else {}
+        )
     for point in (record.get("curves") or {}).get("points", ()):
         point |= {"device_hours": point["device_hours"] * factor, "train_pflop": point["train_pflop"] * more}
     for entry in record.get("latency") or ():
