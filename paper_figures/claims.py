@@ -131,8 +131,8 @@ def _balance(key: str, says: str, other: str, measure: str) -> Claim:
 
     def cells(grid: Grid) -> list[Cell]:
         seeds = grid.imbalances("ofa").keys() & grid.imbalances(other).keys()
-        held = [(cell, grid.sizes(method, INDEPENDENT)) for method in ("ofa", other) for cell in grid.compared(method, INDEPENDENT)]
-        ends = {cell.name: cell for cell, sizes in held if cell.seed in seeds and cell.size in (sizes[0], sizes[-1])}
+        held = [(grid.compared(method, INDEPENDENT), grid.sizes(method, INDEPENDENT)) for method in ("ofa", other)]
+        ends = {cell.name: cell for cells, sizes in held for cell in cells if cell.seed in seeds and cell.size in (sizes[0], sizes[-1])}
         return list(ends.values())
 
     return Claim(
