@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from paper_figures.cells import MissingRecordsError
+from paper_figures.cells import MissingRecordsError, Records
 from paper_figures.compare import Side, compare_text
 from paper_figures.curve_tables import until_all_text, write_time_to_quality
-from paper_figures.curves import Curves
+from paper_figures.curves import curves_in
 from paper_figures.drawings import EVIDENCE, drawings_of, no_floor, write_figures
 from paper_figures.evidence import Grid
 from paper_figures.evidence_tables import claims_text, side_by_side_text, write_claims
@@ -84,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
     published, read = _published(options), []
     for folder in folders:
         print(folder)
-        records = known_records(folder)
+        records = Records(known_records(folder))
         read.append(records)
         literature = literature_beside(records, published)
         VERBS[options.verb](folder, records, literature, Asked(target=options.target, width=options.width))
@@ -149,7 +149,7 @@ def _make_tables(folder: Path, records: Sequence[Record], literature: Literature
     _report(lambda: write_tables(folder, records, literature))
     for table in (table_main, table_overhead):
         _report(partial(write_paper_table, folder, records, table))
-    if Curves(Grid(records)).of:
+    if curves_in(Grid(records)).of:
         _report(lambda: write_time_to_quality(folder, records, asked.target))
 
 
@@ -167,7 +167,7 @@ def _make_all(folder: Path, records: Sequence[Record], literature: Literature, a
 def _make_claims(folder: Path, records: Sequence[Record], literature: Literature, asked: Asked) -> None:
     """Prints the verdicts and writes the tables and figures of the evidence."""
     _write_evidence(folder, records)
-    if Curves(Grid(records)).of:
+    if curves_in(Grid(records)).of:
         _report(lambda: write_time_to_quality(folder, records, asked.target))
     drawings = drawings_of(folder, records, literature.entries, asked.target)
     paths, notes = write_figures(folder, drawings, EVIDENCE, asked.width)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from paper_figures.comparable import HARDWARE, Conditions, machine_of, scale_of, telling
@@ -12,6 +13,7 @@ from repro.experiment.records import Record
 
 MOST_PIXELS = 2**24  # of a strip: 16 images of 1024 x 1024
 COUNTS = ("realised", "params", "macs", "macs_torch_pruning")
+MOST_DRAWN = 12  # sizes that have a figure or a row of samples of their own: more are no longer looked at
 BUSY = "†"  # marks what was timed on a busy machine
 
 
@@ -138,12 +140,25 @@ class Cell:
         return self.train_pflop is not None and self.train_pflop > (self.scoring_pflop or 0.0) * (1 + 1e-9)
 
 
+class Records(tuple[Record, ...]):
+    """The records of one reading, which nobody changes, so that their cells are made once for all tables and figures."""
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """Their cells, as `cells_of` returns them."""
+        return tuple(_cells(self))
+
+
 def cells_of(records: Iterable[Record]) -> list[Cell]:
     """Returns the cells of one experiment without its trial records, in the order of the tables.
 
     Raises:
         ReproError: A record lacks a key or holds something of another kind.
     """
+    return list(records.cells) if isinstance(records, Records) else _cells(records)
+
+
+def _cells(records: Iterable[Record]) -> list[Cell]:
     cells = []
     for record in records:
         if record.get("trial"):
@@ -157,6 +172,14 @@ def cells_of(records: Iterable[Record]) -> list[Cell]:
             remedy = "delete it and run the cell again, or restore it from version control"
             raise ReproError(f"{record['experiment']}/{name}.json: the record {problem}; {remedy}") from error
     return sorted(_with_machines_told(cells), key=lambda cell: (sort_key(cell.method, cell.size), cell.seed, cell.name))
+
+
+def some_of(sizes: Iterable[float]) -> list[float]:
+    """Returns the sizes that are drawn one by one, ascending: all of a few, else `MOST_DRAWN` spread evenly from end to end."""
+    held = sorted(set(sizes))
+    if len(held) <= MOST_DRAWN:
+        return held
+    return [held[round(index * (len(held) - 1) / (MOST_DRAWN - 1))] for index in range(MOST_DRAWN)]
 
 
 def second_opinions(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from paper_figures.cells import Cell
-from paper_figures.curves import Bounded, Curves, interval_of
+from paper_figures.curves import Bounded, Curves, curves_in, interval_of
 from paper_figures.evidence import UNDECIDED, Grid, check_machine, interval, percent, verdict
 from paper_figures.methods import INDEPENDENT
 
@@ -131,8 +131,8 @@ def _balance(key: str, says: str, other: str, measure: str) -> Claim:
 
     def cells(grid: Grid) -> list[Cell]:
         seeds = grid.imbalances("ofa").keys() & grid.imbalances(other).keys()
-        held = [(cell, grid.sizes(method, INDEPENDENT)) for method in ("ofa", other) for cell in grid.compared(method, INDEPENDENT)]
-        ends = {cell.name: cell for cell, sizes in held if cell.seed in seeds and cell.size in (sizes[0], sizes[-1])}
+        held = [(grid.compared(method, INDEPENDENT), grid.sizes(method, INDEPENDENT)) for method in ("ofa", other)]
+        ends = {cell.name: cell for cells, sizes in held for cell in cells if cell.seed in seeds and cell.size in (sizes[0], sizes[-1])}
         return list(ends.values())
 
     return Claim(
@@ -169,14 +169,14 @@ def _time(key: str, says: str, measure: str, found: Callable[[Curves], list[Boun
         key=key,
         says=says,
         measure=measure,
-        values=lambda grid: [each.observed for each in found(Curves(grid))],
+        values=lambda grid: [each.observed for each in found(curves_in(grid))],
         scale=math.exp,
         side="below",
         boundary=1.0,
         unit="x",
-        cells=lambda grid: cells(Curves(grid)),
+        cells=lambda grid: cells(curves_in(grid)),
         reads="curves.points",
-        bounds=lambda grid: found(Curves(grid)),
+        bounds=lambda grid: found(curves_in(grid)),
     )
 
 

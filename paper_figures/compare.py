@@ -13,7 +13,7 @@ from paper_figures.comparable import said, short
 from paper_figures.evidence import Grid, interval, percent
 from paper_figures.markup import BUSY_NOTE, markdown, marked
 from paper_figures.methods import look_of, sort_key
-from paper_figures.total_cost import total_cost
+from paper_figures.total_cost import ByName, total_cost
 from repro.errors import ReproError
 from repro.experiment.records import Record
 
@@ -36,7 +36,7 @@ class Side:
     name: str
     records: Sequence[Record]
     grid: Grid
-    by_name: Mapping[str, Cell]
+    by_name: ByName
 
     @classmethod
     def of(cls, name: str, records: Sequence[Record]) -> "Side":
@@ -49,7 +49,7 @@ class Side:
         if not grid.of:
             raise ReproError(f"{name}: no judged network in it; name the folder of an experiment whose cells have run")
         kept = [record for record in records if not record.get("trial")]
-        return cls(name=name, records=kept, grid=grid, by_name={cell.name: cell for cell in grid.cells})
+        return cls(name=name, records=kept, grid=grid, by_name=ByName(grid.cells))
 
 
 def compare_text(one: Side, other: Side, pairs: Mapping[str, str] | None = None) -> str:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from paper_figures.cells import BUSY
+from paper_figures.cells import BUSY, some_of
 from paper_figures.comparable import check_comparable, in_words
 from paper_figures.curves import Curves, curves_of
 from paper_figures.evidence import Grid, check_machine
@@ -26,9 +26,10 @@ TITLES = {"device_hours": "Device-hours of the training", "images": "Images of t
 
 
 def curves(grid: Grid, width: float = PAGE, currency: str = "device_hours", target: float | None = None) -> Figure:
-    """Draws a panel for each size: the metric over what had been taken, a line for each method, its band from the least to the most seed.
+    """Draws a panel for each size, of many for some: the metric over what had been taken.
 
-    The dashed line is the target or, where there is none, what the independent runs come to in the end, the geometric mean over seeds.
+    Each method has a line, and a band from the least to the most seed. The dashed line is the target or, where there is none, what the
+    independent runs come to in the end, the geometric mean over seeds.
 
     Args:
         grid: The judged cells.
@@ -41,7 +42,7 @@ def curves(grid: Grid, width: float = PAGE, currency: str = "device_hours", targ
         IncomparableError: The curves are of several scales, or their hours of several machines.
     """
     found = curves_of(grid)
-    sizes = sorted({size for by_seed in found.of.values() for by_size in by_seed.values() for size in by_size}, reverse=True)
+    sizes = some_of(size for by_seed in found.of.values() for by_size in by_seed.values() for size in by_size)[::-1]
     held = [curve for by_seed in found.of.values() for by_size in by_seed.values() for curve in by_size.values()]
     paid = list({cell.name: cell for curve in held for cell in curve.paid}.values())
     check_comparable((cell.points_scale for cell in paid if cell.points_scale), "the curves")

@@ -10,7 +10,7 @@ import pandas as pd
 
 from paper_figures.cells import MissingRecordsError
 from paper_figures.comparable import IncomparableError
-from paper_figures.curves import HOW, Bounded, Curve, Curves, common_range, curves_of, interval_of, mean_log, mean_of, ratio
+from paper_figures.curves import HOW, Bounded, Curve, Curves, common_range, curves_in, curves_of, interval_of, mean_log, mean_of, ratio
 from paper_figures.evidence import Grid, Interval, interval, percent
 from paper_figures.latex import long_table
 from paper_figures.markup import BUSY_NOTE, markdown, marked
@@ -39,16 +39,12 @@ def time_to_quality(grid: Grid, target: float | None = None) -> pd.DataFrame:
         IncomparableError: Curves are of several scales, or of several bases at a seed.
     """
     curves = curves_of(grid)
-    sizes = sorted({size for method in curves.of for size in curves.sizes(method, INDEPENDENT)}) if INDEPENDENT in curves.of else []
+    common = {method: set(curves.sizes(method, INDEPENDENT)) for method in curves.of} if INDEPENDENT in curves.of else {}
+    sizes = sorted(set[float]().union(*common.values()))
     if not sizes:
         raise MissingRecordsError(f"time to quality: left out, no curves of {look_of(INDEPENDENT).label} to hold the others against; {HOW}")
     notes = {method: _note(curves, method) for method in curves.of}
-    rows = [
-        _row(curves, size, method, target, notes[method])
-        for size in sizes
-        for method in curves.of
-        if size in curves.sizes(method, INDEPENDENT)
-    ]
+    rows = [_row(curves, size, method, target, notes[method]) for size in sizes for method in curves.of if size in common[method]]
     return pd.DataFrame(rows)
 
 
@@ -115,7 +111,7 @@ def _ends(name: str, found: Interval | None) -> dict[str, float | None]:
 
 def printable_time_to_quality(grid: Grid, table: pd.DataFrame, target: float | None = None) -> tuple[pd.DataFrame, list[str]]:
     """Returns the formatted table of time to quality, and its footnotes."""
-    curves = Curves(grid)
+    curves = curves_in(grid)
     shown = pd.DataFrame({"Method": [look_of(name).label for name in table["method"]], "Size": [f"{size:g}" for size in table["size"]]})
     shown["Target"] = [f"{value:.2f}" for value in table["target"]]
     shown["Reached"] = [f"{row.reached} of {row.n_seeds}" for row in table.itertuples()]
@@ -183,7 +179,7 @@ def write_time_to_quality(folder: Path, records: Sequence[Record], target: float
 
 def until_all_text(grid: Grid, target: float | None = None) -> str:
     """Returns what OFA and the independent runs took until every size was as good as a target; empty without curves of both."""
-    curves, lines = Curves(grid), []
+    curves, lines = curves_in(grid), []
     joint = curves.longest
     if joint is None:
         return ""

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from paper_figures.cells import Cell, MissingRecordsError, Point
 from paper_figures.comparable import Conditions, check_comparable
 from paper_figures.evidence import Grid, Interval, check_machine, interval
 from paper_figures.methods import INDEPENDENT, sort_key
-from paper_figures.total_cost import SharedCost, shared_cost
+from paper_figures.total_cost import ByName, SharedCost, shared_cost
 
 HOW = "run `nox -s evidence`, or a configuration with [curves]"
 LONGEST = ("ofa_long", "ofa")  # the joint runs whose way to the independent runs' quality is looked at, the first of them that is there
@@ -163,7 +164,7 @@ class Curves:
 
     def __init__(self, grid: Grid) -> None:
         found: dict[str, dict[int, dict[float, Curve]]] = {}
-        by_name = {cell.name: cell for cell in grid.cells}
+        by_name = ByName(grid.cells)
         self.notes: list[str] = []
         for cell in grid.cells:
             shared = shared_cost(cell, by_name) if cell.points else None
@@ -262,13 +263,23 @@ class Curves:
         return self.cells(self.longest, INDEPENDENT) if self.longest else []
 
 
+_OF_GRIDS: WeakKeyDictionary[Grid, Curves] = WeakKeyDictionary()
+
+
+def curves_in(grid: Grid) -> Curves:
+    """Returns the curves of an experiment, made once for a grid: every claim about time asks for them several times."""
+    if grid not in _OF_GRIDS:
+        _OF_GRIDS[grid] = Curves(grid)
+    return _OF_GRIDS[grid]
+
+
 def curves_of(grid: Grid) -> Curves:
     """Returns the curves of an experiment.
 
     Raises:
         MissingRecordsError: It has none.
     """
-    found = Curves(grid)
+    found = curves_in(grid)
     if not found.of:
         raise MissingRecordsError(f"time to quality: left out, no training was judged on its way; {HOW}")
     return found

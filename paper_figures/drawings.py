@@ -10,7 +10,7 @@ from paper_figures import captions
 from paper_figures.cells import MissingRecordsError
 from paper_figures.comparable import IncomparableError
 from paper_figures.curve_plots import curves
-from paper_figures.curves import Curves
+from paper_figures.curves import curves_in
 from paper_figures.evidence import Grid
 from paper_figures.evidence_plots import ablations, balance, quality_vs_cost
 from paper_figures.house_style import COLUMN, METADATA, PAGE, house_style, save_figure
@@ -64,7 +64,7 @@ def drawings_of(
                 draw=lambda width: quality_vs_cost(grid, width=width), width=PAGE, caption=captions.quality_vs_cost(grid)
             ),
         }
-    if Curves(grid).of:
+    if curves_in(grid).of:
         caption = captions.curves(grid, target)
         found["curves"] = Drawing(draw=lambda width: curves(grid, width, target=target), width=PAGE, caption=caption)
     if runs := measured(records):

@@ -11,7 +11,7 @@ import PIL.Image
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
-from paper_figures.cells import Cell, MissingRecordsError, Strip, cells_of
+from paper_figures.cells import Cell, MissingRecordsError, Strip, cells_of, some_of
 from paper_figures.house_style import COLUMN, text_inches
 from paper_figures.methods import look_of
 from repro.errors import ReproError
@@ -53,7 +53,7 @@ def samples(folder: Path, records: Sequence[Record], width: float = COLUMN) -> F
 
 
 def cells_with_strips(folder: Path, records: Sequence[Record]) -> list[Cell]:
-    """Returns the cells of the lowest seed, but of ablations, that have a strip.
+    """Returns the cells of the lowest seed, but of ablations, that have a strip; of many sizes some.
 
     Raises:
         MissingRecordsError: There is none.
@@ -62,6 +62,8 @@ def cells_with_strips(folder: Path, records: Sequence[Record]) -> list[Cell]:
     cells = [cell for cell in cells_of(records) if cell.done and cell.own and cell.strip]
     first_seed = min((cell.seed for cell in cells), default=0)
     cells = [cell for cell in cells if cell.seed == first_seed and cell.strip and (folder / cell.strip.file).is_file()]
+    drawn = {None, *some_of(cell.size for cell in cells if cell.size is not None)}
+    cells = [cell for cell in cells if cell.size in drawn]
     if not cells:
         raise MissingRecordsError("the figure samples: left out, no sample strips; run `python -m repro run`")
     return cells

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from paper_figures.latex import long_table
 from paper_figures.markup import markdown, printable
 from paper_figures.methods import REAL_OR_NOISE, sort_key
 from paper_figures.published_selection import NO_LITERATURE, Literature, Shown
-from paper_figures.total_cost import TotalCost, deliverers, mean, total_cost
+from paper_figures.total_cost import ByName, TotalCost, deliverers, mean, total_cost
 from repro.experiment.records import Record
 from repro.files.writing import write_atomically
 
@@ -54,7 +54,7 @@ def results_table(records: Iterable[Record]) -> pd.DataFrame:
 
 def result_rows(cells: Sequence[Cell]) -> list[ResultRow]:
     """Returns the rows of the table of results in its order, each with its cells."""
-    by_name = {cell.name: cell for cell in cells}
+    by_name = ByName(cells)
     groups: dict[Key, list[Cell]] = {}
     failed: dict[tuple[str, float | None], list[Cell]] = {}
     for cell in cells:
@@ -115,7 +115,7 @@ def _order(made: ResultRow) -> tuple[tuple[int, str, float], str, str, str]:
     return sort_key(row["method"], row["size"]), row["device"], str(row.get("n_samples")), str(row.get("scale"))
 
 
-def _made(group: Sequence[Cell], failed: Sequence[Cell], by_name: Mapping[str, Cell], usual: Usual) -> ResultRow:
+def _made(group: Sequence[Cell], failed: Sequence[Cell], by_name: ByName, usual: Usual) -> ResultRow:
     row = _row(group, failed, by_name)
     row["note"] = "; ".join([*([row["note"]] if row["note"] else []), *usual.notes(group[0])])
     return ResultRow(row=row, cells=tuple(group), paid=(*group, *deliverers(group, by_name)[0]))
@@ -160,7 +160,7 @@ def metrics_of(table: pd.DataFrame) -> list[str]:
     return [column.removesuffix("_std_error") for column in table.columns if column.endswith("_std_error")]
 
 
-def _row(group: Sequence[Cell], failed: Sequence[Cell], by_name: Mapping[str, Cell]) -> Row:
+def _row(group: Sequence[Cell], failed: Sequence[Cell], by_name: ByName) -> Row:
     first = group[0]
     row: Row = {"method": first.method, "size": first.size, "device": first.device, "n_seeds": len({cell.seed for cell in group})}
     notes = [f"seed {cell.seed} failed: {cell.failure}" for cell in failed]

@@ -1,12 +1,26 @@
 """Total cost of a cell: its own, and that of the runs that it shares with other sizes."""
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from paper_figures.cells import Cell
 
 SHARED_SCORING = "holds an even share of the one pass that scores the channels for every pruned size"
+
+
+class ByName(dict[str, Cell]):
+    """The cells of an experiment by name; nothing is added later."""
+
+    def __init__(self, cells: Iterable[Cell]) -> None:
+        super().__init__((cell.name, cell) for cell in cells)
+
+    @cached_property
+    def served(self) -> Counter[tuple[str, int, str]]:
+        """How many cells of a (method, seed) a cell of some name delivers, counted once for all of them."""
+        return Counter((cell.method, cell.seed, name) for cell in self.values() for name in set(cell.delivered_by))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +33,7 @@ class TotalCost:
     busy: bool = False
 
 
-def total_cost(cell: Cell, cells: Mapping[str, Cell]) -> TotalCost:
+def total_cost(cell: Cell, cells: ByName) -> TotalCost:
     """Sums the training overhead of a cell and its deliverers: each counts once, a scoring pass by an even share."""
     to_pay, note = deliverers([cell], cells)
     paid = [(part, _share(part, cell, cells)) for part in (cell, *to_pay)]
@@ -47,7 +61,7 @@ class SharedCost:
     train_pflop: float
 
 
-def shared_cost(cell: Cell, cells: Mapping[str, Cell]) -> SharedCost | None:
+def shared_cost(cell: Cell, cells: ByName) -> SharedCost | None:
     """Returns what a cell holds of others that train nothing; None where one of them has no record, or none of its hours."""
     to_pay, note = deliverers([cell], cells)
     parts = [(part, _share(part, cell, cells)) for part in to_pay if not part.trains]
@@ -60,22 +74,21 @@ def shared_cost(cell: Cell, cells: Mapping[str, Cell]) -> SharedCost | None:
     )
 
 
-def _share(part: Cell, of: Cell, cells: Mapping[str, Cell]) -> float:
+def _share(part: Cell, of: Cell, cells: ByName) -> float:
     """Returns which part of a cell's cost falls on one size: of a pass that only scores, an even share over the method's sizes."""
     if part is of or part.trains:
         return 1.0
-    served = [cell for cell in cells.values() if (cell.method, cell.seed) == (of.method, of.seed) and part.name in cell.delivered_by]
-    return 1.0 / len(served) if served else 1.0
+    return 1.0 / max(1, cells.served[of.method, of.seed, part.name])
 
 
 def deliverers(cells: Iterable[Cell], by_name: Mapping[str, Cell]) -> tuple[list[Cell], str]:
     """Returns the cells that deliver others, directly or not, and a note when one of them is missing or failed."""
-    held = list(cells)
-    pending = [name for cell in held for name in cell.delivered_by]
+    held = {cell.name: cell for cell in cells}
+    pending = [name for cell in held.values() for name in cell.delivered_by]
     found: dict[str, Cell] = {}
     while pending:
         name = pending.pop()
-        if name in found or any(cell.name == name for cell in held):
+        if name in found or name in held:
             continue
         if name not in by_name:
             return [], f"{name} has no record"

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from paper_figures.cells import BUSY, Cell, MissingRecordsError
 from paper_figures.claims import READS
 from paper_figures.curve_tables import printable_time_to_quality, time_to_quality
-from paper_figures.curves import Curves
+from paper_figures.curves import curves_in
 from paper_figures.evidence import Grid
 from paper_figures.markup import BUSY_NOTE
 from paper_figures.methods import EQUAL, INDEPENDENT, LONGER_OR_SHORTER, look_of
@@ -177,7 +177,7 @@ def time_to_quality_of(grid: Grid, target: float | None = None) -> Table:
         MissingRecordsError: No training was judged on its way.
         IncomparableError: Curves are of several scales.
     """
-    frame, curves = time_to_quality(grid, target), Curves(grid)
+    frame, curves = time_to_quality(grid, target), curves_in(grid)
     shown, notes = printable_time_to_quality(grid, frame, target)
     rows = []
     for index in range(len(frame)):

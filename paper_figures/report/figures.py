@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from paper_figures.cells import BUSY, Cell, MissingRecordsError
+from paper_figures.cells import BUSY, Cell, MissingRecordsError, some_of
 from paper_figures.comparable import IncomparableError
 from paper_figures.curve_plots import curves as quality_curves
 from paper_figures.evidence import CONFIDENCE, Grid
@@ -25,6 +25,7 @@ from repro.experiment.records import Record
 
 WIDTH = 3.85  # inches: on a phone its letters are as large as those of a caption
 WINDOW = 5  # points of a training curve
+MOST_RUNS = 20  # of a method whose curves are drawn one by one; the mean is over all
 SPREAD = "mean over seeds, bars of one standard error"
 
 Drawing = tuple[Callable[[], Figure], str, str]
@@ -127,13 +128,16 @@ def evidence(grid: Grid) -> tuple[list[Picture], list[str]]:
 
 
 def curves(cells: Sequence[Cell]) -> tuple[list[Picture], list[str]]:
-    """Draws the training loss, a figure for the runs that serve all sizes and one for each size that is trained alone."""
+    """Draws the training loss, a figure for the runs that serve all sizes, and for each size, of many for some, that is trained alone."""
     held = [cell for cell in cells if cell.done and cell.own and len(cell.curve) > 1]
     if not held:
         return [], [f"training curves: left out, no record holds one; {ASK_FOR_RUN}"]
     groups: dict[str, list[Cell]] = {}
+    alone = some_of(cell.size for cell in held if cell.size is not None and cell.method != "base")
     for cell in held:
         shared = cell.method == "base" or cell.size is None
+        if not shared and cell.size not in alone:
+            continue
         groups.setdefault("The base, and runs for all sizes" if shared else f"P = {cell.size:g}, trained alone", []).append(cell)
     return drawn_of(
         (
@@ -151,7 +155,7 @@ def curve_figure(title: str, cells: Sequence[Cell]) -> Figure:
     axes = figure.subplots()
     for family in sorted({cell.family for cell in cells}, key=lambda family: sort_key(family, None)):
         look, runs = look_of(family), [cell.curve for cell in cells if cell.family == family]
-        for run in runs:
+        for run in runs[:MOST_RUNS]:
             axes.plot(*zip(*run, strict=True), color=look.colour, linewidth=0.5, alpha=0.35)
         losses: dict[float, list[float]] = {}
         for step, loss in (point for run in runs for point in run):

@@ -9,6 +9,8 @@ import pandas as pd
 
 from paper_figures.cells import Cell
 
+MOST_NAMED = 200  # records that a number names: nobody looks through more, and each name is text of the page
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -17,7 +19,8 @@ class Entry:
     Attributes:
         text: As it is printed.
         value: The number behind the text, by which a column is sorted; None for a text or a blank.
-        records: The names of the records that the number was made from.
+        records: The names of the records that the number was made from, of many the first `MOST_NAMED`.
+        more: How many further records it was made from.
         reads: Where in these records, such as `size.macs`.
         source: Where a number comes from that no record holds: a publication.
     """
@@ -25,6 +28,7 @@ class Entry:
     text: str
     value: float | None = None
     records: tuple[str, ...] = ()
+    more: int = 0
     reads: str = ""
     source: str = ""
 
@@ -69,7 +73,8 @@ def number(text: str, value: Any, cells: Iterable[Cell], reads: str) -> Entry:
     if value is None or pd.isna(value) or not text:
         return Entry(text="")
     names = tuple(dict.fromkeys(cell.name for cell in cells))
-    return Entry(text=proper(text), value=float(value), records=names, reads=reads)
+    more = max(0, len(names) - MOST_NAMED)
+    return Entry(text=proper(text), value=float(value), records=names[:MOST_NAMED], more=more, reads=reads)
 
 
 def words(texts: Iterable[object]) -> list[Entry]:

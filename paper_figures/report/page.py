@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import jinja2
 from markupsafe import Markup
 
-from paper_figures.cells import Cell, MissingRecordsError, cells_of
+from paper_figures.cells import Cell, MissingRecordsError, Records, cells_of
 from paper_figures.comparable import IncomparableError
-from paper_figures.curves import Curves
+from paper_figures.curves import curves_in
 from paper_figures.evidence import Grid
 from paper_figures.published_selection import NO_LITERATURE, Literature
 from paper_figures.report import costs, figures, images, results, verdicts
@@ -32,7 +32,26 @@ METRICS = {
 # Content security policy: nothing is fetched, sent or framed; the one style and the one script are allowed by their hashes.
 POLICY = "default-src 'none'; img-src data:; style-src {style}; script-src {script}; base-uri 'none'; form-action 'none'"
 
+# Beyond this the page holds an excerpt of the records: browsers choke on a page of 100 MB, and 10,000 records are as long as that.
+MOST_LETTERS_HELD = 8_000_000
+EXCERPT = {
+    "cost": ("device_name", "ranks", "threads_per_rank", "device_hours"),
+    "training": ("train_pflop", "scoring_pflop"),
+    "quality": ("n_samples", "values"),
+    "size": ("realised", "params", "macs", "macs_torch_pruning"),
+    "provenance": ("git_commit", "git_dirty", "config_sha256", "ended_utc", "python"),
+}
+WITHIN_HTML = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "'": "\\u0027"}
+
 Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """The records as JSON within the page, and whether that is an excerpt of them."""
+
+    text: Markup
+    excerpt: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +83,7 @@ def page(folder: Path, records: Sequence[Record], literature: Literature = NO_LI
     Raises:
         ReproError: A record or strip is malformed.
     """
-    records = [record for record in records if not record.get("trial")]
+    records = Records(record for record in records if not record.get("trial"))
     cells = cells_of(records)
     grid = Grid(records)
     missing: list[str] = []
@@ -74,8 +93,9 @@ def page(folder: Path, records: Sequence[Record], literature: Literature = NO_LI
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["said"] = _said
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
+    held = embedded(records)
     style, script = ((HERE / name).read_text() for name in ("style.css", "script.js"))
+    script += (HERE / "excerpt.js").read_text() if held.excerpt else ""
     context: dict[str, Any] = {
         "experiment": folder.resolve().name,
         "policy": POLICY.format(style=_hash(style), script=_hash(script)),
@@ -91,15 +111,19 @@ def page(folder: Path, records: Sequence[Record], literature: Literature = NO_LI
         "samples_missing": strips_missing,
         "training": _training(cells),
         "versions": _versions(records),
-        "embedded": embedded(records),
+        "embedded": held,
+        "records": len(records),
     }
     template = environment.get_template("page.html")
     size = len(template.render(context, megabytes="0.0").encode())
     return template.render(context, megabytes=f"{size / 1e6:.1f}")
 
 
-def embedded(records: Sequence[Record]) -> dict[str, Any]:
-    """Returns the records for embedding, each configuration once: a record has its index in place of it."""
+def embedded(records: Sequence[Record]) -> Embedded:
+    """Returns the records for embedding, each configuration once: a record has its index in place of it.
+
+    Of records that together are longer than `MOST_LETTERS_HELD` it is an excerpt, which says so.
+    """
     configs: dict[str, int] = {}
     held = []
     for record in records:
@@ -107,14 +131,45 @@ def embedded(records: Sequence[Record]) -> dict[str, Any]:
         if provenance.get("config") is not None:
             text = json.dumps(provenance["config"], sort_keys=True)
             provenance["config"] = configs.setdefault(text, len(configs))
-        held.append(record | {"provenance": provenance})
-    return {"configs": [json.loads(text) for text in configs], "records": held}
+        held.append(_dumped(record | {"provenance": provenance}))
+    if sum(map(len, held)) > MOST_LETTERS_HELD:
+        short = _listed(_dumped(_excerpt(record)) for record in records)
+        return Embedded(text=_joined(excerpt="true", configs="[]", records=short), excerpt=True)
+    return Embedded(text=_joined(configs=_listed(_dumped(json.loads(text)) for text in configs), records=_listed(held)))
+
+
+def _excerpt(record: Record) -> dict[str, Any]:
+    """Returns what the page itself looks at of a record: the parts behind its numbers, and what names their origin."""
+    found = {key: {name: part[name] for name in names if name in part} for key, names in EXCERPT.items() if (part := record.get(key))}
+    cost, trained = record.get("cost") or {}, (record.get("base") or {}).get("trained")
+    if record["cell"].get("size") is None and "cost" in found:  # a run for all sizes, whose bill says what each phase took
+        found["cost"]["phases_device_hours"] = cost.get("phases_device_hours")
+    if record["cell"]["method"] == "base" and trained:
+        found["base"] = {"trained": {name: trained[name] for name in ("device_hours", "train_pflop")}}
+    latency = [{name: entry.get(name) for name in ("batch", "ms", "ms_quartiles")} for entry in record.get("latency") or ()]
+    return {**found, "cell": record["cell"], "status": record["status"], "latency": latency}
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _listed(texts: Iterable[str]) -> str:
+    return f"[{','.join(texts)}]"
+
+
+def _joined(**parts: str) -> Markup:
+    """Returns an object of JSON from the texts of its values, safe within HTML as jinja's `tojson` makes it."""
+    text = ",".join(f'"{name}":{parts[name]}' for name in sorted(parts))
+    for letter, escape in WITHIN_HTML.items():
+        text = text.replace(letter, escape)
+    return Markup("{" + text + "}")  # noqa: S704  (what could end the element is escaped)
 
 
 def _measured(records: Sequence[Record], cells: Sequence[Cell], grid: Grid, literature: Literature, target: float | None) -> list[Section]:
     """Returns the sections of quality, cost and evidence."""
     missing: dict[str, list[str]] = {key: [] for key, _, _ in SECTIONS}
-    curved = bool(Curves(grid).of)
+    curved = bool(curves_in(grid).of)
     rows, latency = _tried(missing["quality"], lambda: results.latencies(cells)) or ([], None)
     table = _tried(missing["quality"], lambda: results.results(records, cells, literature))
     paid = [

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from repro.bench import inference, machine, training
+from repro.bench import growth, inference, machine, training
 from repro.bench.setting import Setting
-from repro.bench.table import as_markdown, write
+from repro.bench.table import IN_CPU_SECONDS, IN_TURN, as_markdown, write
 from repro.bench.timing import Row
 from repro.config import load_config
 from repro.errors import ReproError
@@ -26,6 +26,7 @@ from repro.runtime.progress import say
 from repro.runtime.provenance import device_name
 
 Part = Callable[[Setting], Iterator[Row]]
+GROWTH = "growth"  # minutes of one core, and a table of its own: it is measured where it is asked for
 PARTS: dict[str, tuple[str, Part]] = {
     "sharing": ("supernet beside standalone networks", training.sharing),
     "harness": ("the harness's loop beside a bare one", training.harness),
@@ -38,6 +39,7 @@ PARTS: dict[str, tuple[str, Part]] = {
     "memory": ("peak memory", machine.memory),
     "peak": ("share of what the device can do", machine.peak_share),
     "start": ("seconds until the program answers", machine.start_up),
+    GROWTH: ("cost against records, sizes, images and parameters", growth.growth),
 }
 
 
@@ -50,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     print(as_markdown(rows))
-    for path in write(rows, options.out, _slug(device_name()), options.config):
+    grown = options.only == [GROWTH]
+    for path in write(rows, options.out, GROWTH if grown else _slug(device_name()), options.config, IN_CPU_SECONDS if grown else IN_TURN):
         print(path)
     return 0
 
@@ -68,7 +71,7 @@ def _measure(options: argparse.Namespace) -> list[Row]:
     layer = inception_layer("fid768", Places(cache=default_cache(), inception_weights=weights)) if weights else None
     setting = Setting(config=config, rounds=options.rounds, steps=options.steps, inception=layer)
     rows: list[Row] = []
-    chosen = options.only or list(PARTS)
+    chosen = options.only or [name for name in PARTS if name != GROWTH]
     begun = time.monotonic()
     for number, name in enumerate(chosen, 1):
         about, part = PARTS[name]

@@ -11,6 +11,8 @@ from repro.bench.timing import Row
 from repro.files.writing import write_atomically
 from repro.runtime.provenance import device_name, now_utc, software
 
+IN_TURN = 'Timed in turn within one process: the median over the rounds, and its quartiles. "this / that" is a ratio of times.'
+IN_CPU_SECONDS = "Seconds of the processor, not of the clock; of a command, its start included. Records are synthetic."
 HEADINGS = ("what", "median", "quartiles", "target", "met", "of what", "note")
 
 
@@ -22,7 +24,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
-def write(rows: Sequence[Row], folder: Path, name: str, config: str) -> list[Path]:
+def write(rows: Sequence[Row], folder: Path, name: str, config: str, how: str = IN_TURN) -> list[Path]:
     """Writes the table as Markdown and CSV and returns their paths.
 
     Args:
@@ -30,6 +32,7 @@ def write(rows: Sequence[Row], folder: Path, name: str, config: str) -> list[Pat
         folder: Where they go.
         name: Of the files: the device's.
         config: What was timed.
+        how: Sentences about how.
 
     Raises:
         ReproError: The folder cannot be written.
@@ -40,7 +43,7 @@ def write(rows: Sequence[Row], folder: Path, name: str, config: str) -> list[Pat
     head = (
         f"# {device_name()}\n\nConfiguration {config}, {threads} thread{'s' * (threads > 1)}, {now_utc()}, commit {about['git_commit']}"
         f"{' with changes' if about['git_dirty'] else ''}; {packages}.\n\n"
-        'Timed in turn within one process: the median over the rounds, and its quartiles. "this / that" is a ratio of times.\n\n'
+        f"{how}\n\n"
     )
     texts = {f"{name}.md": head + as_markdown(rows) + "\n" + _layers(rows), f"{name}.csv": _csv(rows)}
     for file, text in texts.items():

@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -172,6 +173,10 @@ class Config:
 
     def sha256(self) -> str:
         """Returns the hash of everything that can change a result."""
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
         return sha256_of_json(self.as_dict())
 
 

@@ -176,6 +176,7 @@ class Experiment:
     program: Program = MODULE
     written: Config | None = None
     _loaded: "dict[ImagesKey, Images]" = field(default_factory=dict, repr=False, compare=False)
+    _configs: dict[str, Config] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def of(self, cell: Cell) -> "Experiment":
         """Returns the experiment under the configuration of a cell's method; the images that either loads serve both."""
@@ -197,7 +198,9 @@ class Experiment:
         Raises:
             ReproError: The experiment has no method of this name.
         """
-        return self.method_of(cell).config(self.written or self.config)
+        if cell.method not in self._configs:  # a grid asks for that of a method at every size and seed
+            self._configs[cell.method] = self.method_of(cell).config(self.written or self.config)
+        return self._configs[cell.method]
 
     def law_of(self, cell: Cell) -> Law:
         """Returns the sampling law of a cell's joint training run: its method's own, else its configuration's.

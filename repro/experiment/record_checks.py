@@ -4,8 +4,11 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
+
+import msgspec
 
 from repro.files.writing import sha256_of_json
 from repro.models.flop import train_pflop
@@ -205,7 +208,7 @@ def _provenance(record: Record) -> Iterator[str]:
     provenance = record["provenance"]
     config = provenance.get("config")
     if config is not None:
-        found = sha256_of_json(config)
+        found = _sha256_of(msgspec.json.encode(config))
         if provenance.get("config_sha256") != found:
             yield f"has a configuration of hash {found[:16]}, and says {provenance.get('config_sha256')!s:.16}"
         for key, ours in (("name", record["experiment"]), ("trial", bool(record.get("trial")))):
@@ -220,6 +223,12 @@ def _provenance(record: Record) -> Iterator[str]:
     started, ended = provenance.get("started_utc"), provenance.get("ended_utc")
     if started and ended and ended < started:
         yield f"ended at {ended}, before it started at {started}"
+
+
+@lru_cache
+def _sha256_of(config: bytes) -> str:
+    """Returns the hash of a configuration's JSON: the records of an experiment share a few, and each is hashed once."""
+    return sha256_of_json(json.loads(config))
 
 
 CHECKS: tuple[Callable[[Record], Iterator[str]], ...] = (_checksum, _cell, _status, _quality, _cost, _training, _curves, _provenance)

@@ -34,10 +34,15 @@ def write_record(folder: Path, record: Record) -> Path:
         ReproError: The folder cannot be written, or the disk is full.
     """
     path = record_path(folder, record["cell"]["name"])
+    write_atomically(path, record_bytes(record))
+    return path
+
+
+def record_bytes(record: Record) -> bytes:
+    """Returns the content of a record's file, its checksum included."""
     said: Record = plain(json.loads(json.dumps(record, allow_nan=False)))
     said[CHECKSUM] = checksum(said)
-    write_atomically(path, (json.dumps(said, indent=2, sort_keys=True) + "\n").encode())
-    return path
+    return (json.dumps(said, indent=2, sort_keys=True) + "\n").encode()
 
 
 def read_record(path: Path) -> Record:
