@@ -660,11 +660,13 @@ SHIPPED_HASHES = {
     "cifar10": "6f028906ee0221d484455cee7304d5d5aba6209b0c128329b146ef0123a8e598",
     "cifar10_edm": "8349f19b4b9008941e7a21a405f1387ba62a524cb91c20df3dcdc43881fb63e0",
     "cifar10_short": "88320cee9e9938463b29b030a45dcfa411d575a853bcdb2e49d3cac5fc1ce5d3",
+    "cifar10_small": "14f93704cd859996bb06d13ee0fdc8cc994f4abc87eb1c3c9049a8bda7d1fccc",
     "cifar10_smoke": "6072dd7a41ac82730a8bd846895e938b3ca6e5307b9508c8a1e33333ee83d044",
     "digits": "45de6595a2b57edacfd004c3b5042567e893c788de524701efe0d461857215a5",
     "digits_curves": "c7507966546d6bc4c9e87ede55a62a847d3ccf46a704127aa0562feab45895c7",
     "digits_edm": "3aed71856514312d98323cc11c681a710f679ce9688ce931d3ac041f88865942",
     "digits_edm_cond": "ffce2760cd72c3537131002a1ff5b95703026c6e347a78921e6653a04a9b0992",
+    "digits_interference": "67e62fda74c4f8cd1f6e9aa668acafcb83ecfb82b309cf5ac336a881bac0f9d3",
     "digits_transformer": "03a417095d31e74f83bc9abc56d10e031ef9e022628a96c91e63ee486d5d644f",
     "digits_uvit": "f2d266214c30f10495a710546b29b5673957d8accceb3bc49335dd62a9daee06",
     "ffhq64_edm": "1793a7c2fa25750826c77d711d420d1c96ba16aa04e0d3db90e576a279595d47",
@@ -704,11 +706,12 @@ def needed(key):
         "guidance": "data.condition_dropout=0.1",
         "cooldown": f"{section}.schedule=constant",
         "warmup_images": f"{section}.warmup_steps=0",
+        "also": "evaluation.metric=fid_classifier",
     }
     if leaf in alone:
         return [alone[leaf]]
     if leaf in ("crop", "holds"):
-        return ["data.name=folder", "data.folder=somewhere"]
+        return ["data.name=folder", "data.folder=somewhere", "data.downsampling=1"]
     if leaf == "ema_half_life_images":
         return [f"{section}.ema_decay=0.9999", f"{section}.ema_ramp=0"]
     if leaf == "ema_ramp":

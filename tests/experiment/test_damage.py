@@ -1,5 +1,6 @@
 """What is read is what was written: a sample of the damage campaign (`nox -s damage` is the whole), and what it does not reach."""
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -213,7 +214,7 @@ def test_a_records_command_names_threads_and_places(finished):
 
 def test_a_lock_covers_the_record_as_well_as_the_weights(tmp_path):
     one, other = experiment_of(tmp_path), experiment_of(tmp_path)
-    other = type(other)(**{**vars(other), "runs": tmp_path / "other" / "tiny"} | {"_loaded": {}})
+    other = dataclasses.replace(other, runs=tmp_path / "other" / "tiny", _loaded={})
     cell = Cell(method="base", size=1.0, seed=0)
     with held(one.locks(cell)[0], cell.name):
         holding = [holder(path) for path in other.locks(cell)]
