@@ -432,7 +432,7 @@ def test_a_run_that_is_joint_then_apart_pays_for_both_and_starts_its_sizes_from_
     config = METHODS["ofa_apart_50"].config(tiny)
     assert record["delivered_by"] == ["ofa_apart_50_joint-seed0"]
     assert (joint["training"]["steps"], record["training"]["steps"]) == (config.ofa_training.steps, config.finetuning.steps)
-    assert record["made"]["inputs"].keys() == {"ofa_apart_50_joint-seed0"}
+    assert record["made"]["inputs"].keys() == {"ofa_apart_50_joint-seed0", "images", "labels"}
     assert record["size"]["params"] == flow.records["ofa-0.5-seed0"]["size"]["params"]
 
 
