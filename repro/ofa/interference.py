@@ -45,14 +45,14 @@ def gradient_cosines(
         for size in supernet.sizes
     }
     norms = {size: _norm(*measured[size]) for size in supernet.sizes}
-    found = {}
+    found, held_by = {}, {size: supernet.held(size) for size in supernet.sizes}
     for larger, smaller in combinations(supernet.sizes, 2):
-        held = supernet.held(smaller)
+        held = held_by[smaller]
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(3, dtype=torch.float64))
         for name in parameters:
             ours, theirs = ([half[name][held[name]].double() for half in measured[size]] for size in (smaller, larger))
             products = _products(ours, theirs)
-            for layer in (name.rpartition(".")[0], ALL):
+            for layer in (_layer(name), ALL):
                 sums[layer] = sums[layer] + products
         found[smaller, larger] = {layer: _cosine(*products.tolist()) for layer, products in sums.items()}
     return norms, found
@@ -89,24 +89,26 @@ def groups_of(model: nn.Module, pipes: Sequence[Pipe]) -> dict[str, str]:
     """Returns the group of every parameter: what its layer does.
 
     The groups are `first convolutions` and `second convolutions`, which write and read the pipes of residual units; `attention`;
-    `feed-forward`; `norms`; `embedding`, all that is computed from the timestep; and `stream`, the rest: the first and last layer,
+    `feed-forward`; `norms`; `embedding`, the layers named after the timestep; and `stream`, the rest: the first and last layer,
     shortcuts, and what changes the resolution.
     """
     of_layer: dict[str, str] = {}
     for pipe in pipes:
         for layers, group in ((pipe.producers, "first convolutions"), (pipe.consumers, "second convolutions")):
             of_layer |= dict.fromkeys(layers, group if pipe.kind == "conv" else pipe.kind.replace("_", "-"))
-    groups = {}
-    for layer, module in model.named_modules():
-        for leaf, _ in module.named_parameters(recurse=False):
-            if isinstance(module, nn.GroupNorm | nn.LayerNorm):
-                group = NORMS
-            elif "time_emb" in layer:
-                group = EMBEDDING
-            else:
-                group = of_layer.get(layer, STREAM)
-            groups[f"{layer}.{leaf}"] = group
-    return groups
+    norms = {layer for layer, module in model.named_modules() if isinstance(module, nn.GroupNorm | nn.LayerNorm)}
+
+    def group_of(layer: str) -> str:
+        if layer in norms:
+            return NORMS
+        return EMBEDDING if any(part.startswith("time") for part in layer.split(".")) else of_layer.get(layer, STREAM)
+
+    return {name: group_of(_layer(name)) for name, _ in model.named_parameters()}
+
+
+def _layer(name: str) -> str:
+    """Returns the layer that a parameter belongs to; one of the network's own is a layer by itself."""
+    return name.rpartition(".")[0] or name
 
 
 @torch.no_grad()

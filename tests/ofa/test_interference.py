@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from repro.config import load_config
 from repro.models.cost import count_params
 from repro.models.denoiser import build_base
 from repro.ofa.allocation import make_plan
@@ -113,6 +114,19 @@ def test_every_parameter_has_the_group_of_what_its_layer_does(tiny):
     assert groups["time_embedding.linear_1.weight"] == groups["down_blocks.0.resnets.0.time_emb_proj.weight"] == "embedding"
     assert groups["mid_block.attentions.0.to_q.weight"] == groups["mid_block.attentions.0.to_out.0.weight"] == "attention"
     assert groups["mid_block.attentions.0.group_norm.weight"] == groups["conv_norm_out.bias"] == "norms"
+
+
+@pytest.mark.parametrize("name", ["digits_edm", "digits_uvit", "digits_transformer"])
+def test_parameters_of_every_family_have_a_group_and_a_cosine(name):
+    base = build_base(load_config(name).denoiser, seed=0)
+    pipes = pipes_of(base)
+    groups = groups_of(base, pipes)
+    assert groups.keys() == dict(base.named_parameters()).keys() and {"attention", "stream"} < {*groups.values()}
+    plan = make_plan(pipes, equal_importance(pipes), SIZES, params_base=count_params(base.parameters()), rule="uniform", floor=0.25)
+    net = Supernet(base, pipes, plan)
+    vector = drawn(net, 0)
+    _, found = gradient_cosines(net, ([None], [None]), lambda size, _batch: linear(net, size, vector))
+    assert all(cosine == pytest.approx(1.0) for layers in found.values() for cosine in layers.values())
 
 
 def test_swapped_losses_are_those_of_the_exchanged_weights_and_the_network_stays_as_it_was(tiny):
