@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -45,7 +46,7 @@ def _draw_along(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
     """Draws a line for each pair of sizes, its band from the least to the most seed."""
     images = [point["images"] for point in runs[0]["points"]]
     places = range(len(images))
-    for pair, colour in zip(runs[0]["points"][0]["cosines"], COLOURS * len(images), strict=False):
+    for pair, colour in zip(runs[0]["points"][0]["cosines"], cycle(COLOURS), strict=False):
         at = {place: _values(runs, place, pair, ALL) for place in places}
         shown = [place for place in places if at[place]]
         axes.plot(

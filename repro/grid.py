@@ -5,7 +5,7 @@ This table is light: what makes a cell's product, and all that it needs, is impo
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from repro.experiment.cells import (
     Cell,
     Experiment,
     Method,
-    Networks,
     Product,
     Variant,
     base_cell,
@@ -33,8 +32,6 @@ from repro.ofa.sampling_law import Law
 from repro.runtime.clock import Clock
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from baselines.recipes import Criterion
     from repro.runtime.progress import CellProgress
 
@@ -52,20 +49,13 @@ def _maker(module: str, function: str, *first: Any, **named: Any) -> Maker:
     return make
 
 
-def _networks(module: str, function: str) -> Networks:
-    """Returns a function of a module that makes the networks of a snapshot; the module is imported when it is called."""
+def _imported(module: str, function: str) -> Callable[..., Any]:
+    """Returns a function of a module, which is imported when it is called."""
 
-    def networks(experiment: Experiment, cell: Cell, weights: "Mapping[str, Tensor]") -> "Mapping[float, nn.Module]":
-        found: Mapping[float, nn.Module] = getattr(importlib.import_module(module), function)(experiment, cell, weights)
-        return found
+    def call(*given: Any) -> Any:
+        return getattr(importlib.import_module(module), function)(*given)
 
-    return networks
-
-
-def _interference(experiment: Experiment, cell: Cell, weights: "Mapping[str, Tensor] | None", swaps: bool) -> dict[str, Any]:
-    from repro.methods.interference import interference_of
-
-    return interference_of(experiment, cell, weights, swaps)
+    return call
 
 
 def _reported(config: Config) -> tuple[float, ...]:
@@ -126,8 +116,8 @@ def trained_once(name: str, summary: str, variant: Variant | None = None, law: L
         needs=needs_base,
         budget=lambda _config: "ofa_training",
         judged=False,
-        networks=_networks("repro.methods.train_once", "networks_of_all"),
-        interference=_interference,
+        networks=_imported("repro.methods.train_once", "networks_of_all"),
+        interference=_imported("repro.methods.interference", "interference_of"),
         rule=_allocated,
         work=formula4_work,
         variant=variant,
@@ -198,7 +188,7 @@ def trained_alone(
         needs=needs,
         delivered_by=delivered_by,
         budget=lambda _config: "baseline_training",
-        networks=_networks("repro.methods.train_alone", "networks_alone"),
+        networks=_imported("repro.methods.train_alone", "networks_alone"),
         variant=variant,
     )
     if scored_by != name:

@@ -5,7 +5,7 @@ Nothing is run: training costs 6 x MACs x images (forward, and twice that backwa
 
 import dataclasses
 import math
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 from repro.config.known_sets import KNOWN_SETS
@@ -42,7 +42,7 @@ def stages(experiment: Experiment, cells: list[Cell], *, afresh: bool = False) -
         afresh: Whether networks that lie in the runs folder count as well.
     """
     config = experiment.config
-    planned = cache(partial(costs_of, config))
+    planned = partial(costs_of, config)
     whole = planned(config.allocation.rule)
     rows, on_the_way = [_downloads(experiment, cells, whole)], 0
     for name in dict.fromkeys(cell.method for cell in cells):

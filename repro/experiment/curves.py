@@ -75,7 +75,8 @@ def judge_curves(experiment: Experiment, method: Method, cell: Cell, made: Manif
                 snapshots.close(folder, step, run, inputs, about)
             distributed.wait_for_all()
         told = about.pop("metric", None)
-        interference += [{"step": 0, "images": 0} | before] if (before := about.pop("before", None)) else []
+        if before := about.pop("before", None):
+            interference.append({"step": 0, "images": 0} | before)
         if there := about.pop("interference", None):
             interference.append({"step": step, "images": about["images"]} | there)
         points.append({"step": step} | about)

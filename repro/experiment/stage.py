@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from repro.config import Config, Training
+from repro.config import Allocation, Config, Training
 from repro.config.networks import Denoiser, network_shape
 from repro.models.flop import train_pflop
 
@@ -151,17 +151,21 @@ def costs_of(config: Config, rule: str, sizes: tuple[float, ...] = ()) -> Costs:
         rule: "gradual", "formula5" or "uniform".
         sizes: The sizes P; the trained ones where none are named.
     """
+    return _planned_costs(config.denoiser, config.allocation, rule, sizes or config.sizes.trained)
+
+
+@lru_cache
+def _planned_costs(network: Denoiser, settings: Allocation, rule: str, sizes: tuple[float, ...]) -> Costs:
     from repro.models.cost import count_params
     from repro.models.denoiser import meta_base
     from repro.ofa.allocation import make_plan
     from repro.ofa.importance import equal_importance
     from repro.ofa.pipes import pipes_of
 
-    base = meta_base(config.denoiser)
-    pipes, params = pipes_of(base, config.allocation.resampling_units), count_params(base.parameters())
-    floor, importance = config.allocation.floor, equal_importance(pipes)
-    plan = make_plan(pipes, importance, sizes or config.sizes.trained, params_base=params, rule=rule, floor=floor)
-    counted = base_macs(config.denoiser, config.allocation.resampling_units)
+    base = meta_base(network)
+    pipes, params = pipes_of(base, settings.resampling_units), count_params(base.parameters())
+    plan = make_plan(pipes, equal_importance(pipes), sizes, params_base=params, rule=rule, floor=settings.floor)
+    counted = base_macs(network, settings.resampling_units)
     macs = {size: counted.keeping({pipe.name: len(kept[pipe.name]) / pipe.width for pipe in pipes}) for size, kept in plan.kept.items()}
     return Costs(macs=macs | {1.0: float(counted.whole)}, params=plan.params | {1.0: params})
 

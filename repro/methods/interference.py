@@ -38,7 +38,8 @@ def interference_of(experiment: Experiment, cell: Cell, weights: Mapping[str, Te
     supernet = load_supernet(experiment, cell)
     put_weights(supernet, {f"base.{name}": tensor for name, tensor in base.named_parameters()} if weights is None else weights)
     supernet.to(distributed.device())
-    settings, count = experiment.config.ofa_training, getattr(experiment.config.curves, "interference", 0)
+    settings, curves = experiment.config.ofa_training, experiment.config.curves
+    assert curves is not None, cell.name
     seed = derive_seed("interference", cell.seed)
     batches = plain_batches(experiment, settings.batch_size, seed, weighting=settings.loss_weighting)
 
@@ -46,7 +47,7 @@ def interference_of(experiment: Experiment, cell: Cell, weights: Mapping[str, Te
         with autocast(experiment.config.compute.precision, distributed.device()):
             return image_losses(predictor(supernet, size), batch).mean()
 
-    even, odd = ([batches(step) for step in range(first, count, 2)] for first in (0, 1))
+    even, odd = ([batches(step) for step in range(first, curves.interference, 2)] for first in (0, 1))
     norms, cosines = gradient_cosines(supernet, (even, odd), loss)
     found: dict[str, Any] = {
         "norms": {size_text(size): norm for size, norm in norms.items()},
